@@ -1,0 +1,65 @@
+"""The dispatcher's loop: a tick a second under a Postgres advisory lock, so that a second one waits its turn.
+
+It is no Celery beat: what repairs the broker must not hang on it. Any error of a server is logged and the loop goes on.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from types import FrameType
+
+import redis
+import structlog
+from kombu.exceptions import OperationalError as BrokerError
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from services.dispatcher.tick import tick
+from shared import telemetry
+from shared.celery_app import ring
+from shared.database import engine
+from shared.errors import FretworkError
+from shared.settings import settings
+
+DISPATCHER_LOCK = 0x46524557
+TICK_S = 1.0
+
+log = structlog.get_logger()
+
+
+def loop() -> None:
+    """Ticks for as long as the connection that holds the lock lives."""
+    broker = redis.Redis.from_url(settings().require_broker_url(), socket_timeout=5)
+    with engine().connect() as lock_holder:
+        lock_holder.execution_options(isolation_level="AUTOCOMMIT")
+        while not lock_holder.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": DISPATCHER_LOCK}).scalar_one():
+            time.sleep(TICK_S)
+        log.info("dispatching")
+        while True:
+            started = time.monotonic()
+            tick(engine(), lambda queue: int(broker.llen(queue)), ring)
+            lock_holder.execute(text("SELECT 1"))  # the lock is ours only while this connection stands
+            time.sleep(max(0.0, TICK_S - (time.monotonic() - started)))
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
+def main() -> None:
+    telemetry.configure()
+    signal.signal(signal.SIGTERM, _stop)
+    while True:
+        try:
+            loop()
+        except FretworkError as error:
+            sys.exit(f"the dispatcher cannot start: {error}")
+        except (SQLAlchemyError, redis.RedisError, BrokerError, OSError) as error:
+            log.warning("a server did not answer; trying again", error=str(error))
+            time.sleep(TICK_S)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Near duplicates among a run's queries: one is dropped if and only if a lower id lies within the threshold.
+
+So the answer depends on the set of queries alone, not on the order or the shards in which they are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from uuid import UUID
+
+from shared.records import Dropped
+
+NEAR_DUPLICATE = "near_duplicate"
+
+FIRST_LIMIT = 16
+
+
+def near_duplicates(
+    query_ids: Sequence[UUID], nearest: Callable[[UUID, int], Sequence[tuple[UUID, float]]], threshold: float
+) -> list[Dropped]:
+    """The queries to drop, each with the lower id that it repeats.
+
+    `nearest(query_id, limit)` gives the nearest queries of the run, itself among them, with their cosines. It is asked
+    for more until the last one lies outside the threshold, so a crowd of duplicates is searched to its end.
+    """
+    dropped = []
+    for query_id in query_ids:
+        limit = FIRST_LIMIT
+        while True:
+            found = nearest(query_id, limit)
+            within = [other for other, cosine in found if cosine >= threshold]
+            lowest = min(within, default=query_id)
+            if lowest < query_id:
+                dropped.append(Dropped(query_id, NEAR_DUPLICATE, str(lowest)))
+            if lowest < query_id or len(within) < limit:
+                break
+            limit *= 8
+    return dropped

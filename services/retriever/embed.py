@@ -1,0 +1,60 @@
+"""Turns queries and passages into vectors with the run's embedder, one model kept per process.
+
+A model that has prompts was trained with task descriptions, so it gets Gecko's text formats. One without prompts, like
+all-MiniLM-L6-v2, gets plain text, which is what it was trained on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from sentence_transformers import SentenceTransformer
+
+from shared.models import resolve_model
+from shared.records import Passage, TaskQuery
+from shared.text_format import format_passage, format_query
+
+Vectors = npt.NDArray[np.float32]
+
+_lock = threading.Lock()
+
+
+@lru_cache(maxsize=2)
+def _model(name: str) -> SentenceTransformer:
+    return SentenceTransformer(resolve_model(name))
+
+
+def embed_queries(embedder: str, queries: Sequence[TaskQuery]) -> Vectors:
+    """Unit vectors `(Q, D)` of the queries, each with its task description where the model knows them."""
+    with _lock:
+        model = _model(embedder)
+        if model.prompts.get("query"):
+            return _encode(model, [format_query(q.task_description, q.query_text) for q in queries])
+        return _encode(model, [q.query_text for q in queries])
+
+
+def embed_passages(embedder: str, passages: Sequence[Passage]) -> Vectors:
+    """Unit vectors `(P, D)` of the passages."""
+    with _lock:
+        model = _model(embedder)
+        if model.prompts.get("document"):
+            return _encode(model, [format_passage(p.title, p.text) for p in passages])
+        return _encode(model, [f"{p.title} {p.text}".strip() for p in passages])
+
+
+def dimension(embedder: str) -> int:
+    with _lock:
+        found = _model(embedder).get_embedding_dimension()
+    assert found is not None  # noqa: S101 - every pooled model has one
+    return found
+
+
+def _encode(model: SentenceTransformer, texts: Sequence[str]) -> Vectors:
+    # encode sorts by length itself; the empty prompt keeps a model's default prompt away from our formats
+    return model.encode(
+        list(texts), prompt="", batch_size=32, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
+    ).astype(np.float32)

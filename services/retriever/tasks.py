@@ -1,0 +1,119 @@
+"""The retriever's door: passages into the index, queries to their candidates, near-duplicate queries out."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy import Connection, bindparam, update
+
+from services.retriever import duplicates, embed, neighbours, vector_index
+from shared import ledger, store
+from shared.celery_app import app
+from shared.database import engine
+from shared.errors import BarrierClosedError
+from shared.ledger import Claim
+from shared.records import Candidate
+from shared.runs import Run, find_run
+from shared.schema import queries
+from shared.stages import Stage, task_name
+from shared.worker import Output, perform
+
+
+@app.task(name=task_name(Stage.INDEX))  # type: ignore[untyped-decorator]
+def index(shard_id: str) -> None:
+    perform(Stage.INDEX, shard_id, _index)
+
+
+@app.task(name=task_name(Stage.RETRIEVE))  # type: ignore[untyped-decorator]
+def retrieve(shard_id: str) -> None:
+    perform(Stage.RETRIEVE, shard_id, _retrieve)
+
+
+@app.task(name=task_name(Stage.DEDUP))  # type: ignore[untyped-decorator]
+def dedup(shard_id: str) -> None:
+    perform(Stage.DEDUP, shard_id, _dedup)
+
+
+def _run(claim: Claim) -> Run:
+    assert claim.run_id is not None  # noqa: S101 - the retriever's shards always belong to a run
+    with engine().connect() as connection:
+        return find_run(connection, claim.run_id)
+
+
+def _index(claim: Claim) -> Output:
+    run = _run(claim)
+    vector_index.check_size(run)
+    collection = vector_index.passages_collection(run)
+    vector_index.ensure(collection, embed.dimension(run.config.embedder))
+    missing = vector_index.missing(collection, claim.item_ids)
+    if missing:
+        with engine().connect() as connection:
+            passages = store.load_passages(connection, run, missing)
+        vectors = embed.embed_passages(run.config.embedder, [passages[passage_id] for passage_id in missing])
+        vector_index.upsert(collection, missing, vectors)
+    return Output()
+
+
+def _retrieve(claim: Claim) -> Output:
+    run = _run(claim)
+    passages = vector_index.passages_collection(run)
+    _reopen_if_short(run, passages)
+    with engine().connect() as connection:
+        asked = [item.query for item in store.load_queries(connection, run, claim.item_ids)]
+    vectors = embed.embed_queries(run.config.embedder, asked)
+    own = vector_index.queries_collection(run)
+    vector_index.ensure(own, vectors.shape[1])
+    vector_index.upsert(own, claim.item_ids, vectors)
+    found = vector_index.nearest(passages, vectors.tolist(), run.config.num_candidates)
+    seeds = vector_index.vectors_of(passages, [query.seed_passage_id for query in asked])
+    candidates = {
+        query.query_id: neighbours.with_seed(nearest, query.seed_passage_id, vector, seeds[query.seed_passage_id])
+        for query, nearest, vector in zip(asked, found, vectors.tolist(), strict=True)
+    }
+    return Output(lambda connection: _save(connection, run, candidates), survivors=claim.item_ids)
+
+
+def _reopen_if_short(run: Run, collection: str) -> None:
+    """An index that lost points, as with a lost volume, is made again from Postgres before anything is searched."""
+    count = vector_index.count(collection)
+    if count < run.passage_count:
+        with engine().begin() as connection:
+            reopened = ledger.reopen_index(connection, run.run_id)
+        raise BarrierClosedError(
+            f"the index holds {count} of {run.passage_count} passages; {reopened} of its shards are done again"
+        )
+
+
+def _save(connection: Connection, run: Run, candidates: dict[UUID, list[Candidate]]) -> None:
+    statement = (
+        update(queries)
+        .where(queries.c.run_id == bindparam("of_run"), queries.c.query_id == bindparam("of_query"))
+        .values(candidate_ids=bindparam("ids"), candidate_scores=bindparam("scores"))
+    )
+    connection.execute(
+        statement,
+        [
+            {
+                "of_run": run.run_id,
+                "of_query": query_id,
+                "ids": [c.passage_id for c in found],
+                "scores": [c.score for c in found],
+            }
+            for query_id, found in candidates.items()
+        ],
+    )
+
+
+def _dedup(claim: Claim) -> Output:
+    run = _run(claim)
+    own = vector_index.queries_collection(run)
+    vectors = vector_index.vectors_of(own, claim.item_ids)
+    dropped = duplicates.near_duplicates(
+        claim.item_ids,
+        lambda query_id, limit: vector_index.nearest(
+            own, [vectors[query_id]], limit, score_threshold=run.config.near_duplicate_cosine - 1e-4
+        )[0],
+        run.config.near_duplicate_cosine,
+    )
+    gone = {item.item_id for item in dropped}
+    return Output(dropped=tuple(dropped), survivors=tuple(q for q in claim.item_ids if q not in gone))

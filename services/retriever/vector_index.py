@@ -1,0 +1,133 @@
+"""The vector index: the only importer of qdrant_client.
+
+A Qdrant server where FRETWORK_QDRANT_URL names one; otherwise Qdrant's local mode inside this process, which holds all
+vectors in memory, searches by brute force and locks its folder, so one call at a time and one process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from functools import cache
+from uuid import UUID
+
+from qdrant_client import QdrantClient, models
+
+from services.retriever.embed import Vectors
+from shared.errors import SettingError, TransientError
+from shared.runs import Run
+from shared.settings import settings
+
+_lock = threading.RLock()
+
+DECIMALS = 5  # what two machines agree on
+
+
+@cache
+def _client() -> QdrantClient:
+    url = settings().qdrant_url
+    if url is not None:
+        return QdrantClient(url=url, timeout=60)
+    folder = settings().home / "qdrant"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return QdrantClient(path=str(folder))
+    except RuntimeError as error:
+        raise TransientError(
+            f"the local Qdrant in {folder} is held by another process; one retriever serves a local Qdrant: "
+            "set FRETWORK_QDRANT_URL to run several"
+        ) from error
+
+
+def passages_collection(run: Run) -> str:
+    """Named by corpus, its version and the embedder: a run sees exactly the passages that it was started on."""
+    embedder = hashlib.sha256(run.config.embedder.encode()).hexdigest()[:8]
+    return f"passages_{run.corpus_id.hex[:12]}_v{run.corpus_version}_{embedder}"
+
+
+def queries_collection(run: Run) -> str:
+    return f"queries_{run.run_id.hex}"
+
+
+def check_size(run: Run) -> None:
+    """Raises SettingError where a corpus is too large for the local mode."""
+    limit = settings().max_local_passages
+    if settings().qdrant_url is None and run.passage_count > limit:
+        raise SettingError(
+            f"the corpus has {run.passage_count:,} passages and the in-process Qdrant holds at most {limit:,}: "
+            "set FRETWORK_QDRANT_URL to a Qdrant server"
+        )
+
+
+def ensure(collection: str, dimension: int) -> None:
+    with _lock:
+        if not _client().collection_exists(collection):
+            # two workers may both come here: the server refuses the second, and that is fine
+            try:
+                _client().create_collection(
+                    collection, models.VectorParams(size=dimension, distance=models.Distance.COSINE)
+                )
+            except Exception:
+                if not _client().collection_exists(collection):
+                    raise
+
+
+def missing(collection: str, ids: Sequence[UUID]) -> list[UUID]:
+    """The ids that have no point yet, in the order given."""
+    with _lock:
+        found = _client().retrieve(collection, [str(id_) for id_ in ids], with_payload=False, with_vectors=False)
+    present = {str(point.id) for point in found}
+    return [id_ for id_ in ids if str(id_) not in present]
+
+
+def count(collection: str) -> int:
+    with _lock:
+        if not _client().collection_exists(collection):
+            return 0
+        return _client().count(collection, exact=True).count
+
+
+def upsert(collection: str, ids: Sequence[UUID], vectors: Vectors) -> None:
+    """Stores vectors `(N, D)`; doing it twice changes nothing."""
+    with _lock:
+        _client().upsert(
+            collection,
+            models.Batch(ids=[str(id_) for id_ in ids], vectors=vectors.tolist()),
+            wait=True,
+        )
+
+
+def vectors_of(collection: str, ids: Sequence[UUID]) -> dict[UUID, list[float]]:
+    with _lock:
+        found = _client().retrieve(collection, [str(id_) for id_ in ids], with_payload=False, with_vectors=True)
+    return {UUID(str(point.id)): point.vector for point in found if isinstance(point.vector, list)}  # type: ignore[misc]
+
+
+def nearest(
+    collection: str, vectors: Sequence[Sequence[float]], limit: int, score_threshold: float | None = None
+) -> list[list[tuple[UUID, float]]]:
+    """For each vector the `limit` nearest points by exact search: id and cosine rounded to 1e-5, best first.
+
+    Equal scores are ordered by id. A few more than `limit` are asked for, so that where the cut falls among equal
+    scores it is the ids that decide, and not the order in which Qdrant came upon them.
+    """
+    wanted = limit + 8
+    requests = [
+        models.QueryRequest(
+            query=list(vector),
+            limit=wanted,
+            score_threshold=score_threshold,
+            params=models.SearchParams(exact=True),
+        )
+        for vector in vectors
+    ]
+    with _lock:
+        answers = _client().query_batch_points(collection, requests)
+    return [
+        sorted(
+            ((UUID(str(point.id)), round(point.score, DECIMALS)) for point in answer.points),
+            key=lambda pair: (-pair[1], pair[0]),
+        )[:limit]
+        for answer in answers
+    ]

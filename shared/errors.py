@@ -1,0 +1,49 @@
+"""Every error that Fretwork raises on purpose; an error's docstring is its default message.
+
+An error says what happened, where, and what to do. Whether the work may be tried again is a matter of class:
+`TransientError` gives a shard back without counting a failure, everything else counts as one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class FretworkError(Exception):
+    """Fretwork could not go on."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").strip())
+
+
+class TransientError(FretworkError):
+    """A dependency did not answer; the shard goes back to its queue and is tried again."""
+
+
+class BarrierClosedError(TransientError):
+    """What this stage waits for is no longer complete; the shard waits behind its barrier again."""
+
+
+class LeaseLostError(FretworkError):
+    """The shard was claimed by another worker in the meantime, so this result is thrown away."""
+
+
+class NotFoundError(FretworkError):
+    """There is nothing of that name."""
+
+
+class SettingError(FretworkError):
+    """A setting is missing, or this mode cannot honour it."""
+
+
+class SchemaVersionError(FretworkError):
+    """The database schema is of another version; run `fretwork up` (or the `migrate` service) first."""
+
+
+class InvalidInputError(FretworkError):
+    """The input breaks a rule."""
+
+    def __init__(self, path: Path | str, line: int | None, rule: str) -> None:
+        self.path, self.line, self.rule = Path(path), line, rule
+        where = f"{path}:{line}" if line is not None else str(path)
+        super().__init__(f"{where}: {rule}")

@@ -1,0 +1,352 @@
+"""Moves a shard from state to state: the only code that does. The states stand in `schema.SHARD_STATES`.
+
+A claim raises `claim_seq`, which only ever grows. Renewing and finishing require the same `claim_seq`, so a worker
+whose lease ran out cannot write over its successor's work. Every function takes a connection and leaves the commit to
+its caller; nothing here knows Celery.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from uuid import UUID, uuid5
+
+from sqlalchemy import Connection, RowMapping, insert, text
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from shared.errors import BarrierClosedError, InvalidInputError, LeaseLostError, SettingError
+from shared.records import Dropped
+from shared.schema import drops, shards
+from shared.stages import ROUTES, RUN_STAGES, Stage
+
+MAX_FAILURES = 3
+MAX_LOSSES = 3
+RETRY_AFTER_FAILURE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A worker's right to one shard, good for as long as nobody claimed it since."""
+
+    shard_id: UUID
+    run_id: UUID | None
+    stage: Stage
+    label_version: int
+    item_ids: tuple[UUID, ...]
+    claim_seq: int
+
+
+def _claim_of(row: RowMapping) -> Claim:
+    return Claim(
+        row["shard_id"],
+        row["run_id"],
+        Stage(row["stage"]),
+        row["label_version"],
+        tuple(row["item_ids"]),
+        row["claim_seq"],
+    )
+
+
+def add_shards(
+    connection: Connection,
+    run_id: UUID | None,
+    stage: Stage,
+    groups: Iterable[Sequence[UUID]],
+    *,
+    parent: UUID,
+    label_version: int = 1,
+    rung: bool = False,
+) -> list[UUID]:
+    """-> waiting, or -> ready where the stage has no barrier. Ids come from `parent`, so adding twice adds once."""
+    state = "waiting" if ROUTES[stage].after else "ready"
+    rows = [
+        {
+            "shard_id": uuid5(parent, f"{stage}:{label_version}:{number}"),
+            "run_id": run_id,
+            "stage": stage,
+            "label_version": label_version,
+            "state": state,
+            "item_ids": list(group),
+            "item_count": len(group),
+        }
+        for number, group in enumerate(groups)
+    ]
+    if not rows:
+        return []
+    connection.execute(upsert(shards).on_conflict_do_nothing(), rows)
+    added = [uuid5(parent, f"{stage}:{label_version}:{number}") for number in range(len(rows))]
+    if rung and state == "ready":
+        connection.execute(text("UPDATE shards SET rung_at = now() WHERE shard_id = ANY(:ids)"), {"ids": added})
+    return added
+
+
+def claim(connection: Connection, shard_id: UUID, worker: str, lease_s: float) -> Claim | None:
+    """ready -> claimed. None where the shard is not to be had, as after a doorbell that rang twice."""
+    row = (
+        connection.execute(
+            text(
+                """
+                UPDATE shards
+                SET state = 'claimed', claim_seq = claim_seq + 1, claimed_by = :worker, claimed_at = now(),
+                    lease_expires_at = now() + make_interval(secs => :lease_s)
+                WHERE shard_id = :shard_id AND state = 'ready' AND not_before <= now()
+                RETURNING shard_id, run_id, stage, label_version, item_ids, claim_seq
+                """
+            ),
+            {"shard_id": shard_id, "worker": worker, "lease_s": lease_s},
+        )
+        .mappings()
+        .one_or_none()
+    )
+    return _claim_of(row) if row else None
+
+
+def renew(connection: Connection, claims: Collection[Claim], lease_s: float) -> set[UUID]:
+    """Prolongs the leases of all claims in one statement; returns the shards that are still held."""
+    held = connection.execute(
+        text(
+            """
+            UPDATE shards SET lease_expires_at = now() + make_interval(secs => :lease_s)
+            FROM unnest(CAST(:ids AS uuid[]), CAST(:seqs AS int[])) AS mine (id, seq)
+            WHERE shard_id = mine.id AND claim_seq = mine.seq AND state = 'claimed'
+            RETURNING shard_id
+            """
+        ),
+        {"ids": [c.shard_id for c in claims], "seqs": [c.claim_seq for c in claims], "lease_s": lease_s},
+    )
+    return set(held.scalars())
+
+
+def _leave_claimed(connection: Connection, held: Claim, assignments: str, **values: object) -> None:
+    """The fence: one UPDATE that succeeds only for the shard's present holder."""
+    moved = connection.execute(
+        text(
+            f"UPDATE shards SET {assignments}, lease_expires_at = NULL "  # noqa: S608 - our own constants
+            "WHERE shard_id = :shard_id AND claim_seq = :claim_seq AND state = 'claimed'"
+        ),
+        {"shard_id": held.shard_id, "claim_seq": held.claim_seq, **values},
+    )
+    if moved.rowcount != 1:
+        raise LeaseLostError(f"shard {held.shard_id} ({held.stage}) was taken over; this result is thrown away")
+
+
+def finish(connection: Connection, held: Claim, dropped: Sequence[Dropped], survivors: Sequence[UUID]) -> list[UUID]:
+    """claimed -> done, with the dropped items' reasons and the next stage's shard.
+
+    Call it first in the transaction that stores the outputs. Returns the shards that may start at once; ring for them
+    after the commit. Raises LeaseLostError where another worker holds the shard, and nothing is stored.
+    """
+    _leave_claimed(connection, held, "state = 'done', finished_at = now(), error_type = NULL, error_message = NULL")
+    _drop(connection, held, dropped)
+    following = ROUTES[held.stage].then
+    if following is None or not survivors:
+        return []
+    added = add_shards(connection, held.run_id, following, [survivors], parent=held.shard_id, rung=True)
+    return [] if ROUTES[following].after else added
+
+
+def _drop(connection: Connection, held: Claim, dropped: Sequence[Dropped]) -> None:
+    if dropped:
+        connection.execute(
+            insert(drops),
+            [
+                {
+                    "run_id": held.run_id,
+                    "stage": held.stage,
+                    "label_version": held.label_version,
+                    "item_id": item.item_id,
+                    "reason": item.reason,
+                    "detail": item.detail,
+                }
+                for item in dropped
+            ],
+        )
+
+
+def release(connection: Connection, held: Claim, error: Exception, delay_s: float) -> None:
+    """claimed -> ready after a transient error: no failure is counted, the shard waits `delay_s`.
+
+    claimed -> waiting where the error says that the stage's barrier is closed again.
+    """
+    _leave_claimed(
+        connection,
+        held,
+        "state = :state, rung_at = NULL, not_before = now() + make_interval(secs => :delay_s), "
+        "error_type = :error_type, error_message = :error_message",
+        state="waiting" if isinstance(error, BarrierClosedError) else "ready",
+        delay_s=delay_s,
+        error_type=type(error).__name__,
+        error_message=_storable(str(error)),
+    )
+
+
+def fail(connection: Connection, held: Claim, error: Exception) -> None:
+    """claimed -> ready after a permanent error, or -> dead at the third; the error stays with the shard.
+
+    An error of the input or of a setting does not go away by trying again: dead at the first.
+    """
+    _leave_claimed(
+        connection,
+        held,
+        "failures = failures + 1, rung_at = NULL, not_before = now() + make_interval(secs => :delay_s), "
+        "state = CASE WHEN :hopeless OR failures + 1 >= :max_failures THEN 'dead' ELSE 'ready' END, "
+        "error_type = :error_type, error_message = :error_message, error_traceback = :error_traceback",
+        delay_s=RETRY_AFTER_FAILURE_S,
+        max_failures=MAX_FAILURES,
+        hopeless=isinstance(error, InvalidInputError | SettingError),
+        error_type=type(error).__name__,
+        error_message=_storable(str(error)),
+        error_traceback=_storable("".join(traceback.format_exception(error))),
+    )
+
+
+def _storable(message: str) -> str:
+    """Postgres stores no NUL and no lone surrogate, and an error may quote the very text that holds one."""
+    return message.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def reap(connection: Connection) -> list[UUID]:
+    """claimed -> ready where a lease ran out. A shard lost three times splits; a lone item lost thrice ends."""
+    lost = connection.execute(
+        text(
+            """
+            UPDATE shards SET state = 'ready', losses = losses + 1, lease_expires_at = NULL, rung_at = NULL
+            WHERE shard_id IN (
+                SELECT shard_id FROM shards WHERE state = 'claimed' AND lease_expires_at < now()
+                FOR UPDATE SKIP LOCKED
+            )
+            RETURNING shard_id, run_id, stage, label_version, item_ids, claim_seq, losses
+            """
+        )
+    ).mappings()
+    reaped = []
+    for row in lost.all():
+        reaped.append(row["shard_id"])
+        if row["losses"] >= MAX_LOSSES:
+            _divide(connection, _claim_of(row))
+    return reaped
+
+
+def _divide(connection: Connection, lost: Claim) -> None:
+    """Halves a shard that keeps ending its worker, until the one item that does it stands alone."""
+    by_id = {"shard_id": lost.shard_id}
+    if lost.stage not in RUN_STAGES:
+        connection.execute(
+            text(
+                "UPDATE shards SET state = 'dead', error_type = 'killed_worker', "
+                "error_message = 'the worker was lost three times while it held this' WHERE shard_id = :shard_id"
+            ),
+            by_id,
+        )
+    elif len(lost.item_ids) == 1:
+        connection.execute(
+            text("UPDATE shards SET state = 'done', finished_at = now() WHERE shard_id = :shard_id"), by_id
+        )
+        _drop(connection, lost, [Dropped(lost.item_ids[0], "killed_worker", "its worker was lost three times")])
+    else:
+        half = len(lost.item_ids) // 2
+        connection.execute(text("DELETE FROM shards WHERE shard_id = :shard_id"), by_id)
+        halves = add_shards(
+            connection,
+            lost.run_id,
+            lost.stage,
+            [lost.item_ids[:half], lost.item_ids[half:]],
+            parent=lost.shard_id,
+            label_version=lost.label_version,
+        )
+        connection.execute(text("UPDATE shards SET state = 'ready' WHERE shard_id = ANY(:ids)"), {"ids": halves})
+
+
+def open_barriers(connection: Connection) -> int:
+    """waiting -> ready for every shard whose run has no open shard left in the stages that it waits for.
+
+    A dead shard is not open: one bad shard must not hold a run for ever.
+    """
+    opened = 0
+    for stage, route in ROUTES.items():
+        if route.after:
+            opened += connection.execute(
+                text(
+                    """
+                    UPDATE shards SET state = 'ready', rung_at = NULL
+                    WHERE state = 'waiting' AND stage = :stage AND NOT EXISTS (
+                        SELECT FROM shards AS earlier
+                        WHERE earlier.run_id = shards.run_id AND earlier.stage = ANY(:after)
+                          AND earlier.state IN ('waiting', 'ready', 'claimed')
+                    )
+                    """
+                ),
+                {"stage": stage, "after": list(route.after)},
+            ).rowcount
+    return opened
+
+
+def finish_runs(connection: Connection) -> list[UUID]:
+    """Marks the runs that have no open shard as done."""
+    return list(
+        connection.execute(
+            text(
+                """
+                UPDATE runs SET state = 'done', finished_at = now()
+                WHERE state = 'running' AND NOT EXISTS (
+                    SELECT FROM shards WHERE shards.run_id = runs.run_id AND shards.stage = ANY(:stages)
+                      AND shards.state IN ('waiting', 'ready', 'claimed')
+                )
+                RETURNING run_id
+                """
+            ),
+            {"stages": list(RUN_STAGES)},
+        ).scalars()
+    )
+
+
+def to_ring(connection: Connection, stages: Collection[Stage], limit: int, again_after_s: float) -> list[Claim]:
+    """Ready shards whose doorbell was never rung, or long ago; marks them as rung now."""
+    rows = connection.execute(
+        text(
+            """
+            UPDATE shards SET rung_at = now()
+            WHERE shard_id IN (
+                SELECT shard_id FROM shards
+                WHERE state = 'ready' AND stage = ANY(:stages) AND not_before <= now()
+                  AND (rung_at IS NULL OR rung_at < now() - make_interval(secs => :again_after_s))
+                ORDER BY created_at, shard_id LIMIT :limit FOR UPDATE SKIP LOCKED
+            )
+            RETURNING shard_id, run_id, stage, label_version, item_ids, claim_seq
+            """
+        ),
+        {"stages": list(stages), "limit": limit, "again_after_s": again_after_s},
+    ).mappings()
+    return [_claim_of(row) for row in rows]
+
+
+def reopen_index(connection: Connection, run_id: UUID) -> int:
+    """done -> ready for a run's index shards, where the vector index turned out to have lost points.
+
+    Does nothing while one of them is open already: then the index is on its way.
+    """
+    return connection.execute(
+        text(
+            """
+            UPDATE shards SET state = 'ready', rung_at = NULL, not_before = now()
+            WHERE run_id = :run_id AND stage = 'index' AND state = 'done' AND NOT EXISTS (
+                SELECT FROM shards AS other WHERE other.run_id = :run_id AND other.stage = 'index'
+                  AND other.state IN ('ready', 'claimed')
+            )
+            """
+        ),
+        {"run_id": run_id},
+    ).rowcount
+
+
+def retry(connection: Connection, run_id: UUID) -> int:
+    """dead -> ready for all of a run's dead shards, their counts of failures and losses back at zero."""
+    connection.execute(text("UPDATE runs SET state = 'running' WHERE run_id = :run_id"), {"run_id": run_id})
+    return connection.execute(
+        text(
+            "UPDATE shards SET state = 'ready', failures = 0, losses = 0, rung_at = NULL, not_before = now() "
+            "WHERE run_id = :run_id AND state = 'dead'"
+        ),
+        {"run_id": run_id},
+    ).rowcount

@@ -1,0 +1,28 @@
+"""Verbatim spans: where a query stands word for word in a passage, the passage would be found by copying.
+
+The inverse cloze task (Lee et al. 2019, arXiv 1906.00300, section 4) removes the sentence from its passage in 90% of
+the examples. The relabeler masks the span when it scores, the trainer when it trains, and every export applies or
+names it; so the span is a column of the record.
+"""
+
+from __future__ import annotations
+
+import re
+
+Span = tuple[int, int]
+
+
+def verbatim_span(query_text: str, text: str) -> Span | None:
+    """The first place, as [start, end) in characters, where `query_text` stands in `text`, blanks and case aside."""
+    words = query_text.split()
+    if not words:
+        return None
+    found = re.search(r"\s+".join(map(re.escape, words)), text, re.IGNORECASE)
+    return found.span() if found else None
+
+
+def mask(text: str, span: Span | None) -> str:
+    """`text` without the span; what stood on its two sides is joined by one blank."""
+    if span is None:
+        return text
+    return f"{text[: span[0]].rstrip()} {text[span[1] :].lstrip()}".strip()

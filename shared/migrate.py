@@ -1,0 +1,58 @@
+"""Upgrades the schema. Only `migrate` and `fretwork up` do this; a worker checks the version and refuses another.
+
+python -m shared.migrate          upgrades the database that FRETWORK_DATABASE_URL names
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.pool import NullPool
+
+from shared.errors import SchemaVersionError
+from shared.settings import settings
+
+MIGRATION_LOCK = 0x46524554  # "FRET": one migration at a time, whoever starts it
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def head_version() -> str:
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    assert head is not None  # noqa: S101 - the first migration is part of this package
+    return head
+
+
+def upgrade(database_url: str) -> None:
+    """Brings the schema to this version's, under an advisory lock; does nothing where it is there already."""
+    engine = create_engine(database_url, poolclass=NullPool)
+    config = _config()
+    with engine.begin() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def check_version(engine: Engine) -> None:
+    """Raises SchemaVersionError unless the database has exactly this version's schema."""
+    with engine.connect() as connection:
+        found = MigrationContext.configure(connection).get_current_revision()
+    if found != head_version():
+        raise SchemaVersionError(
+            f"the database has schema version {found or 'none'} and this program needs {head_version()}: "
+            "run `fretwork up`, or `python -m shared.migrate` where the services run apart"
+        )
+
+
+if __name__ == "__main__":
+    upgrade(settings().require_database_url())

@@ -1,0 +1,211 @@
+"""Starts what the pipeline works on: runs, new label versions, training runs and evaluations.
+
+Everything that a start needs is one transaction in SQL, so a corpus of any size costs the caller no memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4, uuid5
+
+from sqlalchemy import Connection, insert, select, text
+
+from shared import ledger
+from shared.errors import NotFoundError
+from shared.records import NAMESPACE, LabelPolicy, RunConfig
+from shared.schema import corpora, evaluations, label_versions, runs, training_runs
+from shared.stages import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run as it was frozen at its start."""
+
+    run_id: UUID
+    name: str
+    corpus_id: UUID
+    corpus_version: int
+    passage_count: int
+    term_count: int
+    fingerprint: UUID
+    config: RunConfig
+    state: str
+
+
+def find_run(connection: Connection, name_or_id: str | UUID) -> Run:
+    """The run of that name or id; `latest` is the newest. Raises NotFoundError."""
+    columns = [
+        runs.c[column]
+        for column in (
+            "run_id",
+            "name",
+            "corpus_id",
+            "corpus_version",
+            "passage_count",
+            "term_count",
+            "fingerprint",
+            "config",
+            "state",
+        )
+    ]
+    query = select(*columns)
+    if isinstance(name_or_id, UUID):
+        query = query.where(runs.c.run_id == name_or_id)
+    elif name_or_id == "latest":
+        query = query.order_by(runs.c.created_at.desc(), runs.c.name).limit(1)
+    else:
+        query = query.where(runs.c.name == name_or_id)
+    row = connection.execute(query).mappings().one_or_none()
+    if row is None:
+        raise NotFoundError(f"there is no run {name_or_id!r}: `fretwork run list` shows the runs")
+    return Run(**{**row, "config": RunConfig(**row["config"])})
+
+
+def find_policy(connection: Connection, run: Run, label_version: int) -> LabelPolicy:
+    """The policy of one of the run's label versions. Raises NotFoundError."""
+    policy = connection.execute(
+        select(label_versions.c.policy).where(
+            label_versions.c.run_id == run.run_id, label_versions.c.label_version == label_version
+        )
+    ).scalar_one_or_none()
+    if policy is None:
+        raise NotFoundError(f"run {run.name} has no label version {label_version}")
+    return LabelPolicy(**policy)
+
+
+def start_run(connection: Connection, corpus_name: str, config: RunConfig) -> Run:
+    """Freezes corpus and configuration into a run, with its index and generate shards ready.
+
+    Raises NotFoundError where there is no such corpus.
+    """
+    corpus = (
+        connection.execute(select(corpora).where(corpora.c.name == corpus_name).with_for_update())
+        .mappings()
+        .one_or_none()
+    )
+    if corpus is None:
+        raise NotFoundError(f"there is no corpus {corpus_name!r}: `fretwork corpus add {corpus_name} PATH` makes it")
+    number = connection.execute(
+        text("SELECT count(*) + 1 FROM runs WHERE corpus_id = :corpus_id"), {"corpus_id": corpus["corpus_id"]}
+    ).scalar_one()
+    config_hash = config.sha256()
+    fingerprint = uuid5(NAMESPACE, f"{corpus['content_hash']}:{config_hash}")
+    run_id = uuid5(fingerprint, f"{corpus_name}:{number}")
+    sampled = min(config.num_seed_passages or corpus["passage_count"], corpus["passage_count"])
+    connection.execute(
+        insert(runs).values(
+            run_id=run_id,
+            name=f"{corpus_name}-{number}",
+            corpus_id=corpus["corpus_id"],
+            corpus_version=corpus["version"],
+            corpus_hash=corpus["content_hash"],
+            passage_count=corpus["passage_count"],
+            term_count=corpus["term_count"],
+            config=config.model_dump(mode="json"),
+            config_hash=config_hash,
+            sampled_count=sampled,
+            fingerprint=fingerprint,
+        )
+    )
+    connection.execute(
+        insert(label_versions).values(run_id=run_id, label_version=1, policy=config.labels.model_dump(mode="json"))
+    )
+    run = find_run(connection, run_id)
+    _shard_passages(connection, run, Stage.INDEX, corpus["passage_count"])
+    _shard_passages(connection, run, Stage.GENERATE, sampled)
+    return run
+
+
+def _shard_passages(connection: Connection, run: Run, stage: Stage, sample: int) -> None:
+    """Ready shards over a sample of the corpus: the first by a hash of seed and id, in order of their ids."""
+    connection.execute(
+        text(
+            """
+            INSERT INTO shards (shard_id, run_id, stage, state, item_ids, item_count)
+            SELECT CAST(md5(CAST(:run_id AS text) || :stage || number) AS uuid), :run_id, :stage, 'ready',
+                   array_agg(passage_id ORDER BY passage_id), count(*)
+            FROM (
+                SELECT passage_id, (row_number() OVER (ORDER BY passage_id) - 1) / :shard_size AS number
+                FROM (
+                    SELECT passage_id FROM passages
+                    WHERE corpus_id = :corpus_id AND added_version <= :version
+                    ORDER BY md5(:seed || CAST(passage_id AS text)) LIMIT :sample
+                ) AS sampled
+            ) AS numbered
+            GROUP BY number
+            """
+        ),
+        {
+            "run_id": run.run_id,
+            "stage": stage,
+            "shard_size": run.config.shard_size,
+            "corpus_id": run.corpus_id,
+            "version": run.corpus_version,
+            "seed": f"{run.config.seed}:",
+            "sample": sample,
+        },
+    )
+
+
+def add_label_version(connection: Connection, run: Run, policy: LabelPolicy) -> int:
+    """Labels the run's stored scores anew under another policy, at the cost of no teacher call.
+
+    Returns the version that has this policy: an existing one where the run was labelled so before.
+    """
+    connection.execute(select(runs.c.run_id).where(runs.c.run_id == run.run_id).with_for_update())
+    versions = connection.execute(
+        select(label_versions.c.label_version, label_versions.c.policy).where(label_versions.c.run_id == run.run_id)
+    ).all()
+    for version, stored in versions:
+        if LabelPolicy(**stored) == policy:
+            return int(version)
+    label_version = max(version for version, _ in versions) + 1
+    connection.execute(
+        insert(label_versions).values(
+            run_id=run.run_id, label_version=label_version, policy=policy.model_dump(mode="json")
+        )
+    )
+    connection.execute(
+        text(
+            """
+            INSERT INTO shards (shard_id, run_id, stage, label_version, state, item_ids, item_count)
+            SELECT CAST(md5(CAST(:run_id AS text) || :version || number) AS uuid), :run_id, 'relabel', :version,
+                   'ready', array_agg(query_id ORDER BY query_id), count(*)
+            FROM (
+                SELECT query_id, (row_number() OVER (ORDER BY query_id) - 1) / :shard_size AS number
+                FROM queries WHERE run_id = :run_id AND ql_scores IS NOT NULL
+            ) AS numbered
+            GROUP BY number
+            """
+        ),
+        {"run_id": run.run_id, "version": label_version, "shard_size": run.config.shard_size},
+    )
+    connection.execute(text("UPDATE runs SET state = 'running' WHERE run_id = :run_id"), {"run_id": run.run_id})
+    return int(label_version)
+
+
+def start_training(
+    connection: Connection, run: Run, label_version: int, config: dict[str, Any], output_dir: str
+) -> UUID:
+    """A training run over one label version of a run's records, and its shard in the trainer's queue."""
+    training_run_id = uuid4()
+    connection.execute(
+        insert(training_runs).values(
+            training_run_id=training_run_id,
+            run_id=run.run_id,
+            label_version=label_version,
+            config=config,
+            output_dir=output_dir,
+        )
+    )
+    ledger.add_shards(connection, run.run_id, Stage.TRAIN, [[training_run_id]], parent=training_run_id)
+    return training_run_id
+
+
+def start_evaluation(connection: Connection, config: dict[str, Any]) -> UUID:
+    """An evaluation of a model on a BEIR folder, and its shard in the trainer's queue."""
+    evaluation_id = uuid4()
+    connection.execute(insert(evaluations).values(evaluation_id=evaluation_id, config=config))
+    ledger.add_shards(connection, None, Stage.EVALUATE, [[evaluation_id]], parent=evaluation_id)
+    return evaluation_id

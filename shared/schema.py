@@ -1,0 +1,219 @@
+"""The tables. Postgres is the truth; the queue only says that there may be work.
+
+Only `shared/ledger.py` moves a shard's state; the transitions stand as comments beside `SHARD_STATES`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+        "pk": "%(table_name)s_pkey",
+    }
+)
+
+SHARD_STATES = (
+    "waiting",  # behind a barrier      -> ready (dispatcher: open_barriers)
+    "ready",  # may be claimed          -> claimed (worker: claim)
+    "claimed",  # a worker holds it     -> done (finish), ready (release, reap), dead (fail), split (reap)
+    "done",  # its outputs are stored   -> ready (only the index: reopen_index)
+    "dead",  # failed too often         -> ready (retry)
+)
+
+
+def _created_at() -> Column[datetime]:
+    return Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now())
+
+
+corpora = Table(
+    "corpora",
+    metadata,
+    Column("corpus_id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("version", Integer, nullable=False, server_default="0"),  # + 1 by each import that adds a passage
+    Column("passage_count", BigInteger, nullable=False, server_default="0"),
+    Column("term_count", BigInteger, nullable=False, server_default="0"),
+    # of the sorted passage ids, which are hashes of the content: equal corpora have equal hashes
+    Column("content_hash", Text, nullable=False, server_default=""),
+    _created_at(),
+)
+
+passages = Table(
+    "passages",
+    metadata,
+    Column("corpus_id", Uuid, ForeignKey("corpora.corpus_id", ondelete="CASCADE"), primary_key=True),
+    Column("passage_id", Uuid, primary_key=True),  # UUIDv5 of title and text: the content hash
+    Column("source_id", Text, nullable=False),  # the `_id` in the file that it came from
+    Column("title", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("added_version", Integer, nullable=False),
+    UniqueConstraint("corpus_id", "source_id"),
+)
+
+corpus_terms = Table(
+    "corpus_terms",
+    metadata,
+    Column("corpus_id", Uuid, ForeignKey("corpora.corpus_id", ondelete="CASCADE"), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("term", Text, primary_key=True),
+    Column("document_frequency", BigInteger, nullable=False),
+    Column("collection_frequency", BigInteger, nullable=False),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("run_id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),  # corpus name and a number: scifact-1
+    Column("corpus_id", Uuid, ForeignKey("corpora.corpus_id"), nullable=False),
+    # frozen with the run: what the corpus was, and its statistics
+    Column("corpus_version", Integer, nullable=False),
+    Column("corpus_hash", Text, nullable=False),
+    Column("passage_count", BigInteger, nullable=False),
+    Column("term_count", BigInteger, nullable=False),
+    Column("config", JSONB, nullable=False),
+    Column("config_hash", Text, nullable=False),
+    Column("sampled_count", BigInteger, nullable=False),  # seed passages that queries are generated from
+    Column("fingerprint", Uuid, nullable=False),  # UUIDv5 of corpus_hash and config_hash; query ids come from it
+    Column("state", Text, nullable=False, server_default="running"),  # running -> done (dispatcher)
+    _created_at(),
+    Column("finished_at", DateTime(timezone=True)),
+    CheckConstraint("state in ('running', 'done')", name="state"),
+)
+
+label_versions = Table(
+    "label_versions",
+    metadata,
+    Column("run_id", Uuid, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("label_version", Integer, primary_key=True),
+    Column("policy", JSONB, nullable=False),  # records.LabelPolicy
+    _created_at(),
+)
+
+shards = Table(
+    "shards",
+    metadata,
+    Column("shard_id", Uuid, primary_key=True),
+    Column("run_id", Uuid, ForeignKey("runs.run_id", ondelete="CASCADE")),  # null: an evaluation of some model
+    Column("stage", Text, nullable=False),
+    Column("label_version", Integer, nullable=False, server_default="1"),  # told apart by relabel alone
+    Column("state", Text, nullable=False),
+    Column("item_ids", ARRAY(Uuid), nullable=False),
+    Column("item_count", Integer, nullable=False),
+    Column("claim_seq", Integer, nullable=False, server_default="0"),  # only ever grows: the fence
+    Column("failures", Integer, nullable=False, server_default="0"),  # permanent errors
+    Column("losses", Integer, nullable=False, server_default="0"),  # leases that ran out
+    Column("claimed_by", Text),  # host:pid:queue, kept when done
+    Column("lease_expires_at", DateTime(timezone=True)),
+    Column("not_before", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("rung_at", DateTime(timezone=True)),  # the last doorbell
+    Column("claimed_at", DateTime(timezone=True)),
+    Column("finished_at", DateTime(timezone=True)),
+    Column("error_type", Text),
+    Column("error_message", Text),
+    Column("error_traceback", Text),
+    _created_at(),
+    CheckConstraint("state in ('waiting', 'ready', 'claimed', 'done', 'dead')", name="state"),
+    Index("shards_by_stage", "run_id", "stage", "state"),
+    Index("shards_ready", "stage", "not_before", postgresql_where=text("state = 'ready'")),
+    Index("shards_leased", "lease_expires_at", postgresql_where=text("state = 'claimed'")),
+)
+
+drops = Table(  # every item that ended without an output, and why
+    "drops",
+    metadata,
+    Column("run_id", Uuid, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("stage", Text, primary_key=True),
+    Column("label_version", Integer, primary_key=True, server_default="1"),
+    Column("item_id", Uuid, primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("detail", Text, nullable=False, server_default=""),
+)
+
+queries = Table(
+    "queries",
+    metadata,
+    Column("run_id", Uuid, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("query_id", Uuid, primary_key=True),
+    Column("seed_passage_id", Uuid, nullable=False),
+    Column("ordinal", Integer, nullable=False),
+    Column("task_description", Text, nullable=False),
+    Column("query_text", Text, nullable=False),
+    Column("provenance", JSONB, nullable=False),  # teacher, prompt hash, model, sampling parameters
+    # one entry per candidate, in retrieval order; null until the stage that writes them
+    Column("candidate_ids", ARRAY(Uuid)),
+    Column("candidate_scores", ARRAY(Double)),
+    Column("ql_scores", ARRAY(Double)),
+    Column("rc_scores", ARRAY(Double)),
+    Column("judge", JSONB),
+)
+
+fret_records = Table(
+    "fret_records",
+    metadata,
+    Column("run_id", Uuid, primary_key=True),
+    Column("query_id", Uuid, primary_key=True),
+    Column("label_version", Integer, primary_key=True),
+    Column("positive_id", Uuid, nullable=False),
+    Column("negative_ids", ARRAY(Uuid), nullable=False),
+    Column("positive_ql_rank", Integer, nullable=False),
+    Column("positive_rc_rank", Integer, nullable=False),
+    Column("positive_fused_score", Double, nullable=False),
+    Column("seed_fused_score", Double, nullable=False),
+    Column("positive_changed", Boolean, nullable=False),  # the positive is not the seed passage
+    # where the query stands verbatim, [start, end) in characters of the passage's text; null: nowhere
+    Column("positive_span", ARRAY(Integer)),
+    Column("negative_spans", JSONB, nullable=False),  # one [start, end] or null per negative
+    ForeignKeyConstraint(["run_id", "query_id"], ["queries.run_id", "queries.query_id"], ondelete="CASCADE"),
+    Index("fret_records_by_version", "run_id", "label_version", "query_id"),
+)
+
+training_runs = Table(
+    "training_runs",
+    metadata,
+    Column("training_run_id", Uuid, primary_key=True),
+    Column("run_id", Uuid, ForeignKey("runs.run_id", ondelete="CASCADE"), nullable=False),
+    Column("label_version", Integer, nullable=False),
+    Column("config", JSONB, nullable=False),  # services/trainer: TrainingConfig
+    Column("output_dir", Text, nullable=False),
+    # its state is its shard's; progress is written while it runs, the result when it is done
+    Column("progress", JSONB, nullable=False, server_default="{}"),  # step, total_steps, loss, rate
+    Column("result", JSONB),
+    _created_at(),
+)
+
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("evaluation_id", Uuid, primary_key=True),
+    Column("config", JSONB, nullable=False),  # services/trainer: EvaluationConfig
+    Column("progress", JSONB, nullable=False, server_default="{}"),
+    Column("result", JSONB),
+    _created_at(),
+)

@@ -1,0 +1,74 @@
+"""Reads what a shard works on: its passages, queries and the statistics of the terms it needs. Writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import Connection, select
+
+from shared.records import Passage, TaskQuery
+from shared.runs import Run
+from shared.schema import corpus_terms, passages, queries
+from shared.terms import CorpusStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class StoredQuery:
+    """A query as far as the stages have come with it; the arrays run parallel, empty before their stage."""
+
+    query: TaskQuery
+    candidate_ids: tuple[UUID, ...]
+    ql_scores: tuple[float, ...]
+    rc_scores: tuple[float, ...]
+
+
+def load_passages(connection: Connection, run: Run, passage_ids: Collection[UUID]) -> dict[UUID, Passage]:
+    rows = connection.execute(
+        select(passages.c.passage_id, passages.c.title, passages.c.text, passages.c.source_id).where(
+            passages.c.corpus_id == run.corpus_id, passages.c.passage_id.in_(passage_ids)
+        )
+    )
+    return {row.passage_id: Passage(*row) for row in rows}
+
+
+def load_statistics(connection: Connection, run: Run, terms: Collection[str]) -> CorpusStatistics:
+    """The corpus's statistics as they were when the run started, for these terms alone."""
+    rows = connection.execute(
+        select(corpus_terms.c.term, corpus_terms.c.document_frequency, corpus_terms.c.collection_frequency).where(
+            corpus_terms.c.corpus_id == run.corpus_id,
+            corpus_terms.c.version == run.corpus_version,
+            corpus_terms.c.term.in_(terms),
+        )
+    ).all()
+    return CorpusStatistics(
+        run.passage_count,
+        run.term_count,
+        {term: document_frequency for term, document_frequency, _ in rows},
+        {term: collection_frequency for term, _, collection_frequency in rows},
+    )
+
+
+def load_queries(connection: Connection, run: Run, query_ids: Sequence[UUID]) -> list[StoredQuery]:
+    """The queries in the order of `query_ids`."""
+    rows = connection.execute(
+        select(queries).where(queries.c.run_id == run.run_id, queries.c.query_id.in_(query_ids))
+    ).mappings()
+    found = {
+        row["query_id"]: StoredQuery(
+            TaskQuery(
+                row["query_id"],
+                row["seed_passage_id"],
+                row["ordinal"],
+                row["task_description"],
+                row["query_text"],
+                row["provenance"],
+            ),
+            tuple(row["candidate_ids"] or ()),
+            tuple(row["ql_scores"] or ()),
+            tuple(row["rc_scores"] or ()),
+        )
+        for row in rows
+    }
+    return [found[query_id] for query_id in query_ids if query_id in found]

@@ -1,0 +1,105 @@
+"""What every worker does around a shard: claim it, keep its lease, hand it on, finish it, ring for the next.
+
+A service gives `perform` a function from a claim to an `Output`; that function does the work and writes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import structlog
+from celery.signals import worker_init, worker_ready
+from sqlalchemy import Connection
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from shared import lease, ledger
+from shared.celery_app import ring
+from shared.database import engine
+from shared.errors import FretworkError, LeaseLostError, TransientError
+from shared.ledger import Claim
+from shared.records import Dropped
+from shared.settings import settings
+from shared.stages import ROUTES, Stage
+
+log = structlog.get_logger()
+
+RETRY_AFTER_TRANSIENT_S = 5.0
+
+
+@worker_init.connect  # type: ignore[untyped-decorator]
+def _refuse_another_schema(**_: Any) -> None:
+    try:
+        engine()
+    except FretworkError as error:
+        raise SystemExit(f"this worker cannot start: {error}") from None
+
+
+@worker_ready.connect  # type: ignore[untyped-decorator]
+def _watch_from_the_start(sender: Any, **_: Any) -> None:
+    lease.consumed(next(iter(sender.app.amqp.queues.consume_from)))
+
+
+def _store_nothing(_: Connection) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a shard came to: the rows to store, the items dropped, the items that go on to the next stage.
+
+    `store` runs inside the finishing transaction, after the fence.
+    """
+
+    store: Callable[[Connection], None] = _store_nothing
+    dropped: tuple[Dropped, ...] = ()
+    survivors: tuple[UUID, ...] = ()
+
+
+def perform(stage: Stage, shard_id: str, work: Callable[[Claim], Output]) -> None:
+    """Does one shard, if it is to be had. Raises nothing: whatever goes wrong ends in the ledger and the log."""
+    queue = ROUTES[stage].queue
+    lease.consumed(queue)
+    with engine().begin() as connection:
+        held = ledger.claim(connection, UUID(shard_id), worker_name(queue), settings().lease_s)
+    if held is None:
+        return
+    with lease.kept(held), structlog.contextvars.bound_contextvars(stage=stage, shard=shard_id):
+        try:
+            output = work(held)
+            with engine().begin() as connection:
+                following = ledger.finish(connection, held, output.dropped, output.survivors)
+                output.store(connection)
+        except LeaseLostError as error:
+            log.warning("lease lost", error=str(error))
+            return
+        except Exception as error:
+            _give_back(held, error)
+            return
+    log.info("shard done", items=len(held.item_ids), dropped=len(output.dropped))
+    then = ROUTES[stage].then
+    if then is not None and following:
+        ring(then, following)
+
+
+def _give_back(held: Claim, error: Exception) -> None:
+    transient = isinstance(error, TransientError | OperationalError | InterfaceError | ConnectionError | TimeoutError)
+    try:
+        with engine().begin() as connection:
+            if transient:
+                log.warning("shard given back", error_type=type(error).__name__, error=str(error))
+                ledger.release(connection, held, error, RETRY_AFTER_TRANSIENT_S)
+            else:
+                log.error("shard failed", exc_info=error)
+                ledger.fail(connection, held, error)
+    except (LeaseLostError, OperationalError, InterfaceError) as late:
+        # the lease runs out by itself, and the dispatcher reaps it
+        log.warning("shard could not be given back", error=str(late))
+
+
+def worker_name(queue: str) -> str:
+    return f"{socket.gethostname()}:{os.getpid()}:{queue}"
