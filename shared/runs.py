@@ -5,7 +5,7 @@ Everything that a start needs is one transaction in SQL, so a corpus of any size
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 from uuid import UUID, uuid4, uuid5
 
@@ -26,8 +26,10 @@ class Run:
     name: str
     corpus_id: UUID
     corpus_version: int
+    corpus_hash: str
     passage_count: int
     term_count: int
+    sampled_count: int
     fingerprint: UUID
     config: RunConfig
     state: str
@@ -35,21 +37,7 @@ class Run:
 
 def find_run(connection: Connection, name_or_id: str | UUID) -> Run:
     """The run of that name or id; `latest` is the newest. Raises NotFoundError."""
-    columns = [
-        runs.c[column]
-        for column in (
-            "run_id",
-            "name",
-            "corpus_id",
-            "corpus_version",
-            "passage_count",
-            "term_count",
-            "fingerprint",
-            "config",
-            "state",
-        )
-    ]
-    query = select(*columns)
+    query = select(*(runs.c[field.name] for field in fields(Run)))
     if isinstance(name_or_id, UUID):
         query = query.where(runs.c.run_id == name_or_id)
     elif name_or_id == "latest":
@@ -74,11 +62,8 @@ def find_policy(connection: Connection, run: Run, label_version: int) -> LabelPo
     return LabelPolicy(**policy)
 
 
-def start_run(connection: Connection, corpus_name: str, config: RunConfig) -> Run:
-    """Freezes corpus and configuration into a run, with its index and generate shards ready.
-
-    Raises NotFoundError where there is no such corpus.
-    """
+def draft_run(connection: Connection, corpus_name: str, config: RunConfig) -> Run:
+    """The run that `start_run` would start now; nothing is written. Raises NotFoundError without such a corpus."""
     corpus = (
         connection.execute(select(corpora).where(corpora.c.name == corpus_name).with_for_update())
         .mappings()
@@ -89,61 +74,81 @@ def start_run(connection: Connection, corpus_name: str, config: RunConfig) -> Ru
     number = connection.execute(
         text("SELECT count(*) + 1 FROM runs WHERE corpus_id = :corpus_id"), {"corpus_id": corpus["corpus_id"]}
     ).scalar_one()
-    config_hash = config.sha256()
-    fingerprint = uuid5(NAMESPACE, f"{corpus['content_hash']}:{config_hash}")
-    run_id = uuid5(fingerprint, f"{corpus_name}:{number}")
-    sampled = min(config.num_seed_passages or corpus["passage_count"], corpus["passage_count"])
+    fingerprint = uuid5(NAMESPACE, f"{corpus['content_hash']}:{config.sha256()}")
+    return Run(
+        run_id=uuid5(fingerprint, f"{corpus_name}:{number}"),
+        name=f"{corpus_name}-{number}",
+        corpus_id=corpus["corpus_id"],
+        corpus_version=corpus["version"],
+        corpus_hash=corpus["content_hash"],
+        passage_count=corpus["passage_count"],
+        term_count=corpus["term_count"],
+        sampled_count=min(config.num_seed_passages or corpus["passage_count"], corpus["passage_count"]),
+        fingerprint=fingerprint,
+        config=config,
+        state="running",
+    )
+
+
+def start_run(connection: Connection, corpus_name: str, config: RunConfig) -> Run:
+    """Freezes corpus and configuration into a run, with its index and generate shards ready.
+
+    Raises NotFoundError where there is no such corpus.
+    """
+    run = draft_run(connection, corpus_name, config)
+    frozen = {field.name: getattr(run, field.name) for field in fields(run)}
     connection.execute(
-        insert(runs).values(
-            run_id=run_id,
-            name=f"{corpus_name}-{number}",
-            corpus_id=corpus["corpus_id"],
-            corpus_version=corpus["version"],
-            corpus_hash=corpus["content_hash"],
-            passage_count=corpus["passage_count"],
-            term_count=corpus["term_count"],
-            config=config.model_dump(mode="json"),
-            config_hash=config_hash,
-            sampled_count=sampled,
-            fingerprint=fingerprint,
-        )
+        insert(runs).values({**frozen, "config": config.model_dump(mode="json"), "config_hash": config.sha256()})
     )
     connection.execute(
-        insert(label_versions).values(run_id=run_id, label_version=1, policy=config.labels.model_dump(mode="json"))
+        insert(label_versions).values(run_id=run.run_id, label_version=1, policy=config.labels.model_dump(mode="json"))
     )
-    run = find_run(connection, run_id)
-    _shard_passages(connection, run, Stage.INDEX, corpus["passage_count"])
-    _shard_passages(connection, run, Stage.GENERATE, sampled)
+    _shard_passages(connection, run, Stage.INDEX, run.passage_count)
+    _shard_passages(connection, run, Stage.GENERATE, run.sampled_count)
     return run
 
 
-def _shard_passages(connection: Connection, run: Run, stage: Stage, sample: int) -> None:
-    """Ready shards over a sample of the corpus: the first by a hash of seed and id, in order of their ids."""
+# the first by a hash of seed and id: a sample that depends on nothing else
+_SAMPLE = """
+    SELECT passage_id FROM passages WHERE corpus_id = :corpus_id AND added_version <= :version
+    ORDER BY md5(:seed || CAST(passage_id AS text)) LIMIT :sample
+"""
+
+
+def _sample_of(run: Run, size: int) -> dict[str, Any]:
+    return {
+        "corpus_id": run.corpus_id,
+        "version": run.corpus_version,
+        "seed": f"{run.config.seed}:",
+        "sample": size,
+    }
+
+
+def sample_passages(connection: Connection, run: Run, size: int) -> list[UUID]:
+    """The first `size` passages that the run samples."""
+    return list(connection.execute(text(_SAMPLE), _sample_of(run, size)).scalars())
+
+
+def _shard_passages(connection: Connection, run: Run, stage: Stage, size: int) -> None:
+    """Ready shards over a sample of the corpus, in order of the passages' ids."""
     connection.execute(
         text(
-            """
+            f"""
             INSERT INTO shards (shard_id, run_id, stage, state, item_ids, item_count)
             SELECT CAST(md5(CAST(:run_id AS text) || :stage || number) AS uuid), :run_id, :stage, 'ready',
                    array_agg(passage_id ORDER BY passage_id), count(*)
             FROM (
                 SELECT passage_id, (row_number() OVER (ORDER BY passage_id) - 1) / :shard_size AS number
-                FROM (
-                    SELECT passage_id FROM passages
-                    WHERE corpus_id = :corpus_id AND added_version <= :version
-                    ORDER BY md5(:seed || CAST(passage_id AS text)) LIMIT :sample
-                ) AS sampled
+                FROM ({_SAMPLE}) AS sampled
             ) AS numbered
             GROUP BY number
-            """
+            """  # noqa: S608 - our own constant
         ),
         {
             "run_id": run.run_id,
             "stage": stage,
             "shard_size": run.config.shard_size,
-            "corpus_id": run.corpus_id,
-            "version": run.corpus_version,
-            "seed": f"{run.config.seed}:",
-            "sample": sample,
+            **_sample_of(run, size),
         },
     )
 

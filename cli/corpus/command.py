@@ -1,0 +1,77 @@
+"""`fretwork corpus`: add and list."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from sqlalchemy import select
+
+from cli.context import Context, progress_console, say
+from cli.corpus.lines import Skipped
+from cli.corpus.store import import_corpus
+from shared.schema import corpora
+
+app = typer.Typer(no_args_is_help=True, help="Corpora: named sets of passages.")
+
+
+@app.command()
+def add(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="what to call the corpus")],
+    path: Annotated[
+        Path, typer.Argument(help="a BEIR folder (corpus.jsonl), a .jsonl file, or a folder of .txt and .md files")
+    ],
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="import the rest of a file whose lines break a rule, and name each")
+    ] = False,
+) -> None:
+    """Import passages into a corpus, new or not; importing the same ones twice changes nothing.
+
+    A .jsonl line is an object with `_id`, `text` and, if it likes, `title`. A line that breaks a rule is an error that
+    names file, line and rule, and then nothing is imported, unless --skip-invalid.
+    """
+
+    def name_skipped(skipped: Skipped) -> None:
+        say(f"skipped {skipped.error()}")
+
+    settings: Context = context.obj
+    with settings.database() as engine, progress_console.status(f"importing {path}") as status:
+        report = import_corpus(
+            engine,
+            name,
+            path,
+            skip_invalid=skip_invalid,
+            on_skipped=name_skipped,
+            on_progress=lambda done: status.update(f"importing {path}: {done:,} passages"),
+        )
+    skipped = "".join(f", {number:,} skipped ({rule})" for rule, number in sorted(report.skipped.items()))
+    typer.echo(
+        f"corpus {report.corpus}: {report.passage_count:,} passages ({report.added:,} added, {report.unchanged:,} "
+        f"unchanged, {report.duplicates:,} duplicates left out{skipped})"
+    )
+    say(f"next: fretwork run start --corpus {report.corpus} --wait")
+
+
+@app.command("list")
+def list_(
+    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="one JSON array")] = False
+) -> None:
+    """List the corpora with their sizes."""
+    settings: Context = context.obj
+    with settings.database() as engine, engine.connect() as connection:
+        rows = connection.execute(
+            select(corpora.c.name, corpora.c.passage_count, corpora.c.version, corpora.c.content_hash).order_by(
+                corpora.c.name
+            )
+        ).mappings()
+        found = [dict(row) for row in rows]
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    if not found:
+        say("no corpus yet: fretwork corpus add NAME PATH")
+    for corpus in found:
+        typer.echo(f"{corpus['name']}\t{corpus['passage_count']:,} passages\tversion {corpus['version']}")

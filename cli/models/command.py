@@ -1,0 +1,146 @@
+"""`fretwork train` and `fretwork evaluate`: both go through the trainer's queue, like all else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from cli.context import Context, say
+from cli.watch import watch_shard
+from services.trainer.config import EvaluationConfig, TrainingConfig
+from shared.errors import InvalidInputError, SettingError
+from shared.runs import find_policy, find_run, start_evaluation, start_training
+
+_DEFAULTS = TrainingConfig()
+
+
+def _described(name: str) -> str:
+    return TrainingConfig.model_fields[name].description or ""
+
+
+def train(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(help="the run whose records to train on, or `latest`")],
+    output: Annotated[Path, typer.Option("--output", "--output-dir", help="where the model folder goes; a new folder")],
+    model_name_or_path: Annotated[
+        str, typer.Option(help=_described("model_name_or_path"))
+    ] = _DEFAULTS.model_name_or_path,
+    learning_rate: Annotated[float, typer.Option(help=_described("learning_rate"))] = _DEFAULTS.learning_rate,
+    num_train_epochs: Annotated[int, typer.Option(help=_described("num_train_epochs"))] = _DEFAULTS.num_train_epochs,
+    per_device_train_batch_size: Annotated[
+        int, typer.Option(help=_described("per_device_train_batch_size"))
+    ] = _DEFAULTS.per_device_train_batch_size,
+    temperature: Annotated[float, typer.Option(help=_described("temperature"))] = _DEFAULTS.temperature,
+    matryoshka_dims: Annotated[str, typer.Option(help=_described("matryoshka_dims"))] = ",".join(
+        map(str, _DEFAULTS.matryoshka_dims)
+    ),
+    query_max_len: Annotated[int, typer.Option(help=_described("query_max_len"))] = _DEFAULTS.query_max_len,
+    passage_max_len: Annotated[int, typer.Option(help=_described("passage_max_len"))] = _DEFAULTS.passage_max_len,
+    seed: Annotated[int, typer.Option(help=_described("seed"))] = _DEFAULTS.seed,
+    label_version: Annotated[int, typer.Option(help="which labelling of the run's queries")] = 1,
+) -> None:
+    """Train an encoder on a run's records and write it as a SentenceTransformer folder."""
+    config = validated(
+        TrainingConfig,
+        model_name_or_path=model_name_or_path,
+        learning_rate=learning_rate,
+        num_train_epochs=num_train_epochs,
+        per_device_train_batch_size=per_device_train_batch_size,
+        temperature=temperature,
+        matryoshka_dims=parse_dims(matryoshka_dims),
+        query_max_len=query_max_len,
+        passage_max_len=passage_max_len,
+        seed=seed,
+    )
+    output = output.absolute()
+    if output.exists():
+        raise InvalidInputError(output, None, "the output directory exists already; name another")
+    settings: Context = context.obj
+    with settings.database(workers=True) as engine:
+        with engine.begin() as connection:
+            found = find_run(connection, run)
+            find_policy(connection, found, label_version)
+            training_run_id = start_training(
+                connection, found, label_version, config.model_dump(mode="json"), str(output)
+            )
+        watch_shard(engine, "training_runs", training_run_id, "training")
+    typer.echo(output)
+    say(f"next: fretwork evaluate {output} --beir DIR --baseline {model_name_or_path}")
+
+
+def evaluate(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="a SentenceTransformer folder, hub name, or all-MiniLM-L6-v2")],
+    beir: Annotated[Path, typer.Option(help="a BEIR folder: corpus.jsonl, queries.jsonl, qrels/{split}.tsv")],
+    baseline: Annotated[str | None, typer.Option(help="a model to compare with, as before against after")] = None,
+    dims: Annotated[
+        str | None, typer.Option(help="dimensions to measure at, e.g. 384,256; the full one if left out")
+    ] = None,
+    split: Annotated[str, typer.Option(help="which qrels of the folder")] = "test",
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Measure a model on judged queries: nDCG@10, Recall and MRR, with 95% intervals against a baseline."""
+    config = validated(
+        EvaluationConfig,
+        model=_as_given(model),
+        baseline=_as_given(baseline) if baseline else None,
+        beir_dir=str(beir.absolute()),
+        split=split,
+        dims=parse_dims(dims) if dims else None,
+    )
+    settings: Context = context.obj
+    with settings.database(workers=True) as engine:
+        with engine.begin() as connection:
+            evaluation_id = start_evaluation(connection, config.model_dump(mode="json"))
+        result = watch_shard(engine, "evaluations", evaluation_id, "evaluation")
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        Console().print(comparison_table(result))
+
+
+def comparison_table(result: dict[str, Any]) -> Table:
+    """A line per dimension and model, with the difference and its interval where there is a baseline."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("dim", "model", "nDCG@10", "Recall@10", "MRR@10", "Δ nDCG@10 (95% interval)"):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for dim, after in result["dims"].items():
+        rows = [("after" if result.get("baseline") else "model", after)]
+        if result.get("baseline"):
+            rows.insert(0, ("before", result["baseline"]["dims"][dim]))
+        for label, figures in rows:
+            delta = ""
+            if label == "after":
+                found = result["delta"][dim]["ndcg@10"]
+                low, high = found["ci95"]
+                delta = f"{found['mean']:+.4f} ({low:+.4f} to {high:+.4f})"
+            table.add_row(dim, label, *(f"{figures[m]:.4f}" for m in ("ndcg@10", "recall@10", "mrr@10")), delta)
+    return table
+
+
+def parse_dims(value: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise SettingError(f"dimensions are whole numbers with commas between, as in 384,256; got {value!r}") from None
+
+
+def validated(kind: type[Any], /, **values: Any) -> Any:
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])).replace("_", "-")
+        raise SettingError(f"--{where}: {first['msg']}") from None
+
+
+def _as_given(model: str) -> str:
+    """A folder by its absolute path, since the trainer's working directory is another; a name as it is."""
+    path = Path(model)
+    return str(path.absolute()) if path.is_dir() else model

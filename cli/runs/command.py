@@ -1,0 +1,163 @@
+"""`fretwork run`: start, status, list."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from sqlalchemy import Connection, text
+
+from cli.context import Context, progress_console, say
+from cli.runs.preview import preview
+from cli.stack import running_stack
+from cli.watch import stages_table, watch_run
+from shared.errors import SettingError
+from shared.progress import conservation, stage_progress
+from shared.records import RunConfig
+from shared.runs import Run, find_run, start_run
+from shared.settings import settings as environment
+
+app = typer.Typer(no_args_is_help=True, help="Runs: from a corpus to FRet records.")
+
+SETTINGS_HELP = "\n\n".join(
+    f"  {name}={field.default!r}  {field.description}" for name, field in RunConfig.model_fields.items()
+)
+
+
+def parse_config(assignments: list[str]) -> RunConfig:
+    """`--set key=value` to a configuration; `labels.positive=seed` reaches into a group. Raises SettingError."""
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise SettingError(f"--set takes key=value, and {assignment!r} has no '='")
+        try:
+            parsed: Any = json.loads(value)
+        except ValueError:
+            parsed = value  # a bare word is a string
+        *groups, last = key.split(".")
+        target = values
+        for group in groups:
+            target = target.setdefault(group, {})
+        target[last] = parsed
+    try:
+        return RunConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SettingError(
+            f"--set {where}: {first['msg']}. `fretwork run start --help` lists the settings of a run"
+        ) from None
+
+
+@app.command(epilog="[bold]Settings of a run[/bold] (--set key=value)\n\n" + SETTINGS_HELP.replace("[", r"\["))
+def start(
+    context: typer.Context,
+    corpus: Annotated[str, typer.Option(help="the corpus to work on")],
+    preview_n: Annotated[
+        int, typer.Option("--preview", metavar="N", min=0, help="show what N passages would give, and start nothing")
+    ] = 0,
+    wait: Annotated[bool, typer.Option("--wait", help="watch the run until it is done")] = False,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a setting of the run, see below")
+    ] = None,
+) -> None:
+    """Start a run: write queries for the corpus's passages, retrieve their neighbours, judge them, keep FRet records.
+
+    Prints the run's name. Without --wait it is worked on by the workers of `fretwork up`.
+    """
+    config = parse_config(assignments or [])
+    settings: Context = context.obj
+    if preview_n:
+        with settings.database() as engine:
+            preview(engine, corpus, config, preview_n)
+        return
+    with settings.database(workers=wait) as engine:
+        with engine.begin() as connection:
+            run = start_run(connection, corpus, config)
+        typer.echo(run.name)
+        if wait:
+            dead = watch_run(engine, run.run_id, run.name)
+            if dead:
+                say(f"{dead:,} items are dead: fretwork run status {run.name} names the errors")
+                raise typer.Exit(3)
+            say(f"next: fretwork train {run.name} --output DIR (or fretwork export {run.name} --help)")
+        elif running_stack(settings.home) is None and environment().database_url is None:
+            say("nothing works on it yet: start the workers with `fretwork up`")
+
+
+@app.command()
+def status(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(help="the run's name, or `latest`")],
+    watch: Annotated[bool, typer.Option("--watch", help="stay until the run is done")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Show how far a run is: items per stage, rate, ETA, what was dropped and why, and whether the counts add up."""
+    settings: Context = context.obj
+    with settings.database() as engine:
+        with engine.connect() as connection:
+            found = find_run(connection, run)
+        if watch:
+            watch_run(engine, found.run_id, found.name)
+        with engine.connect() as connection:
+            seen = describe(connection, find_run(connection, found.run_id))
+            stages = stage_progress(connection, found.run_id)
+    if as_json:
+        typer.echo(json.dumps(seen))
+        return
+    progress_console.print(stages_table(f"run {seen['run']} ({seen['state']})", stages))
+    sums = seen["conservation"]
+    typer.echo(
+        f"{sums['records']:,} records · {sums['queries']:,} queries · {sums['sampled']:,} passages sampled · "
+        f"the counts {'add up' if sums['holds'] else 'DO NOT add up: please report this'}"
+    )
+    for error in seen["dead"]:
+        typer.echo(f"dead: {error['stage']} × {error['shards']}: {error['error_type']}: {error['error_message']}")
+
+
+def describe(connection: Connection, run: Run) -> dict[str, Any]:
+    """Everything about a run as plain values, for --json, the demo's report and whoever scripts."""
+    sums = conservation(connection, run.run_id)
+    dead = connection.execute(
+        text(
+            "SELECT stage, count(*) AS shards, error_type, error_message FROM shards "
+            "WHERE run_id = :run_id AND state = 'dead' GROUP BY stage, error_type, error_message ORDER BY 1, 3, 4"
+        ),
+        {"run_id": run.run_id},
+    ).mappings()
+    return {
+        "run": run.name,
+        "state": run.state,
+        "config": run.config.model_dump(mode="json"),
+        "stages": [asdict(stage) for stage in stage_progress(connection, run.run_id)],
+        "conservation": {**asdict(sums), "holds": sums.holds},
+        "dead": [dict(row) for row in dead],
+    }
+
+
+@app.command("list")
+def list_(
+    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="one JSON array")] = False
+) -> None:
+    """List the runs, newest first."""
+    settings: Context = context.obj
+    with settings.database() as engine, engine.connect() as connection:
+        rows = connection.execute(
+            text(
+                "SELECT name, state, created_at, finished_at, sampled_count, (SELECT count(*) FROM fret_records "
+                "WHERE fret_records.run_id = runs.run_id AND label_version = 1) AS records "
+                "FROM runs ORDER BY created_at DESC, name LIMIT 1000"
+            )
+        ).mappings()
+        found = [dict(row) for row in rows]
+    if as_json:
+        typer.echo(json.dumps(found, default=str))
+        return
+    if not found:
+        say("no run yet: fretwork run start --corpus NAME")
+    for row in found:
+        typer.echo(f"{row['name']}\t{row['state']}\t{row['records']:,} records of {row['sampled_count']:,} passages")

@@ -1,0 +1,131 @@
+"""Shows work while it goes on, from the ledger: by item, with rate, ETA and reasons. On standard error.
+
+A terminal gets a live table; anything else, a log for example, gets a line when something changed, at most every 10 s.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+from uuid import UUID
+
+from rich.live import Live
+from rich.table import Table
+from sqlalchemy import Engine, text
+
+from cli.context import progress_console, say
+from shared.errors import FretworkError
+from shared.progress import StageProgress, stage_progress
+
+REFRESH_S = 0.5
+LINE_EVERY_S = 10.0
+
+Seen = TypeVar("Seen")
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def stages_table(title: str, stages: Sequence[StageProgress]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("stage", "done", "total", "items/s", "ETA", "dropped, and why"):
+        table.add_column(name, justify="left" if name in ("stage", "dropped, and why") else "right")
+    for s in stages:
+        left = s.total - s.done - s.dead
+        why = " · ".join(f"{number:,} {reason}" for reason, number in s.reasons.items())
+        if s.dead:
+            why = " · ".join(filter(None, [f"[red]{s.dead:,} dead[/red]", why]))
+        table.add_row(
+            s.stage,
+            f"{s.done:,}",
+            f"{s.total:,}",
+            f"{s.rate:,.0f}" if s.rate and left else "",
+            duration(s.eta_s) if left else ("✓" if s.total else ""),
+            why,
+        )
+    return table
+
+
+def watch_run(engine: Engine, run_id: UUID, name: str) -> int:
+    """Shows a run until it is done; returns how many of its items are dead."""
+
+    def look() -> tuple[bool, list[StageProgress]]:
+        with engine.connect() as connection:
+            state = connection.execute(text("SELECT state FROM runs WHERE run_id = :id"), {"id": run_id}).scalar_one()
+            return state == "done", stage_progress(connection, run_id)
+
+    def line(stages: list[StageProgress]) -> str:
+        return f"{name}: " + " · ".join(f"{s.stage} {s.done:,}/{s.total:,}" for s in stages)
+
+    stages = _until_done(look, lambda stages: stages_table(f"run {name}", stages), line)
+    return sum(s.dead for s in stages)
+
+
+def _until_done(
+    look: Callable[[], tuple[bool, Seen]], table: Callable[[Seen], Table], line: Callable[[Seen], str]
+) -> Seen:
+    if progress_console.is_terminal:
+        with Live(console=progress_console, auto_refresh=False) as live:
+            while True:
+                done, seen = look()
+                live.update(table(seen), refresh=True)
+                if done:
+                    return seen
+                time.sleep(REFRESH_S)
+    said, said_at = "", 0.0
+    while True:
+        done, seen = look()
+        now = line(seen)
+        if done or (now != said and time.monotonic() - said_at >= LINE_EVERY_S):
+            say(now)
+            said, said_at = now, time.monotonic()
+        if done:
+            return seen
+        time.sleep(REFRESH_S)
+
+
+def watch_shard(engine: Engine, table: str, item_id: UUID, what: str) -> dict[str, Any]:
+    """Shows a training run or an evaluation until it is done; returns its result.
+
+    `table` is `training_runs` or `evaluations`. Raises FretworkError with the shard's error where it is dead.
+    """
+    key = {"training_runs": "training_run_id", "evaluations": "evaluation_id"}[table]
+    query = text(
+        f"SELECT state, error_type, error_message, progress, result FROM {table} AS t "  # noqa: S608 - our own names
+        f"JOIN shards ON item_ids = ARRAY[t.{key}] WHERE t.{key} = :id"
+    )
+
+    def look() -> tuple[bool, dict[str, Any]]:
+        with engine.connect() as connection:
+            seen = dict(connection.execute(query, {"id": item_id}).mappings().one())
+        return seen["state"] in ("done", "dead"), seen
+
+    def line(seen: dict[str, Any]) -> str:
+        shown = " · ".join(
+            f"{key.removesuffix('_s')} {duration(value) if key == 'eta_s' else _figure(value)}"
+            for key, value in seen["progress"].items()
+            if key != "type" and value is not None
+        )
+        trouble = f" ({seen['error_message']})" if seen["error_message"] and seen["state"] != "done" else ""
+        return f"{what}: {seen['state']}{trouble}" + (f" · {shown}" if shown else "")
+
+    def as_table(seen: dict[str, Any]) -> Table:
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_row(line(seen))
+        return table
+
+    seen = _until_done(look, as_table, line)
+    if seen["state"] == "dead":
+        raise FretworkError(f"{what} failed: {seen['error_message']}")
+    result: dict[str, Any] = seen["result"]
+    return result
+
+
+def _figure(value: object) -> str:
+    return f"{value:,.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,108 @@
+"""The trainer's door: a training run or an evaluation in, a model folder or its figures out. No torch here.
+
+A training writes under `training/<id>/<claim_seq>/` and resumes from the newest complete checkpoint of any earlier
+claim. The model moves to its place inside the finishing transaction, behind the fence: a worker that lost its lease
+moves nothing, and one that dies in between moves the same model again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Table, select, update
+
+from services.trainer.child_process import run_child
+from shared.celery_app import app
+from shared.database import engine
+from shared.errors import InvalidInputError
+from shared.ledger import Claim
+from shared.schema import evaluations, training_runs
+from shared.settings import settings
+from shared.stages import Stage, task_name
+from shared.worker import Output, perform
+
+
+@app.task(name=task_name(Stage.TRAIN))  # type: ignore[untyped-decorator]
+def train(shard_id: str) -> None:
+    perform(Stage.TRAIN, shard_id, _train)
+
+
+@app.task(name=task_name(Stage.EVALUATE))  # type: ignore[untyped-decorator]
+def evaluate(shard_id: str) -> None:
+    perform(Stage.EVALUATE, shard_id, _evaluate)
+
+
+def _train(claim: Claim) -> Output:
+    (training_run_id,) = claim.item_ids
+    row = _load(training_runs, claim)
+    folder = settings().home.absolute() / "training" / str(training_run_id)
+    earlier = [folder / str(seq) for seq in range(claim.claim_seq - 1, 0, -1)]
+    specification = {
+        "database_url": settings().require_database_url(),
+        "run_id": str(row["run_id"]),
+        "label_version": row["label_version"],
+        "config": row["config"],
+        "work_dir": str(folder / str(claim.claim_seq)),
+        "resume_from": [str(path) for path in earlier if path.is_dir()],
+        "training_run_id": str(training_run_id),
+    }
+    result = run_child("train", specification, _progress_into(training_runs, claim))
+
+    def save(connection: Connection) -> None:
+        _move_into_place(Path(result["model_dir"]), Path(row["output_dir"]), str(training_run_id))
+        _save_result(connection, training_runs, claim, result)
+
+    return Output(save)
+
+
+def _evaluate(claim: Claim) -> Output:
+    row = _load(evaluations, claim)
+    result = run_child("evaluate", {"config": row["config"]}, _progress_into(evaluations, claim))
+    return Output(lambda connection: _save_result(connection, evaluations, claim, result))
+
+
+def _load(table: Table, claim: Claim) -> dict[str, Any]:
+    with engine().connect() as connection:
+        return dict(connection.execute(select(table).where(_key(table) == claim.item_ids[0])).mappings().one())
+
+
+def _key(table: Table) -> Any:
+    (column,) = table.primary_key.columns
+    return column
+
+
+def _progress_into(table: Table, claim: Claim) -> Callable[[dict[str, Any]], None]:
+    def save(progress: dict[str, Any]) -> None:
+        with engine().begin() as connection:
+            connection.execute(update(table).where(_key(table) == claim.item_ids[0]).values(progress=progress))
+
+    return save
+
+
+def _save_result(connection: Connection, table: Table, claim: Claim, result: dict[str, Any]) -> None:
+    connection.execute(update(table).where(_key(table) == claim.item_ids[0]).values(result=result))
+
+
+def _move_into_place(model_dir: Path, output_dir: Path, training_run_id: str) -> None:
+    """Puts the finished model where it was asked for; a reader sees the whole folder or none.
+
+    Raises InvalidInputError where another thing stands there; what an earlier claim of this same training run put
+    there is replaced.
+    """
+    marker = "fretwork_training.json"
+    mark = json.dumps({"training_run_id": training_run_id})
+    if output_dir.exists():
+        standing = output_dir / marker
+        if not standing.is_file() or standing.read_text() != mark:
+            raise InvalidInputError(output_dir, None, "the output directory exists already; name another")
+        shutil.rmtree(output_dir)
+    partial = output_dir.with_name(f".{output_dir.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(model_dir, partial)
+    (partial / marker).write_text(mark)
+    os.replace(partial, output_dir)
