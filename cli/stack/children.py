@@ -1,0 +1,73 @@
+"""The list of Fretwork's own processes on one machine: a worker per queue, the dispatcher, the status API."""
+
+from __future__ import annotations
+
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from cli.stack.processes import Child, ChildSpec
+from cli.stack.state import Addresses
+
+# threads per queue; the retriever's second reads the database while the first embeds
+WORKERS: Mapping[str, int] = {"retriever": 2, "generator": 4, "relabeler": 4, "trainer": 1}
+TORCH_QUEUES = ("retriever", "trainer")
+
+
+def worker(home: Path, addresses: Addresses, queue: str, threads: int) -> ChildSpec:
+    command = (
+        *("-m", "celery", "-A", f"services.{queue}.tasks", "worker", "--queues", queue, "--hostname", f"{queue}@%h"),
+        *("--pool", "threads", "--concurrency", str(threads), "--loglevel", "INFO"),
+        *("--without-gossip", "--without-mingle", "--without-heartbeat"),
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    math_threads = str(cores if queue in TORCH_QUEUES else 1)
+    env = {"OMP_NUM_THREADS": math_threads, "MKL_NUM_THREADS": math_threads, "TOKENIZERS_PARALLELISM": "false"}
+    return _python(queue, command, home, addresses, env, ready=_says_ready)
+
+
+def dispatcher(home: Path, addresses: Addresses) -> ChildSpec:
+    return _python("dispatcher", ("-m", "services.dispatcher"), home, addresses, {})
+
+
+def status(home: Path, addresses: Addresses, port: int) -> ChildSpec:
+    env = {"FRETWORK_STATUS_PORT": str(port)}
+    url = f"{addresses.status_url}/healthz"
+    return _python("status", ("-m", "services.status"), home, addresses, env, ready=lambda child: _answers(url))
+
+
+def _python(
+    name: str,
+    arguments: tuple[str, ...],
+    home: Path,
+    addresses: Addresses,
+    env: Mapping[str, str],
+    ready: Callable[[Child], bool] = lambda child: True,
+) -> ChildSpec:
+    """A Python program of ours. It runs in the home: Celery imports from where it stands before anything else, and a
+    user's own folder may well hold a package `services` or `shared`.
+    """
+    ours = {
+        "FRETWORK_HOME": str(home),
+        "FRETWORK_DATABASE_URL": addresses.database_url,
+        "FRETWORK_BROKER_URL": addresses.broker_url or "",
+        "PYTHONSAFEPATH": "1",
+    }
+    if os.environ.get("FRETWORK_LOG_LEVEL", "").upper() != "DEBUG":
+        ours["FRETWORK_LOG_LEVEL"] = "INFO"  # that a worker is ready is read from its log
+    return ChildSpec(name, (sys.executable, *arguments), {**env, **os.environ, **ours}, home, ready=ready)
+
+
+def _says_ready(child: Child) -> bool:
+    return f"{child.spec.name}@" in (output := child.output()) and " ready." in output
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 - our own address
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

@@ -1,0 +1,340 @@
+"""The ledger on a real PostgreSQL: each transition, the fence, splitting, barriers, and the counts that add up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Connection, Engine, create_engine, insert, select, text
+
+from cli.corpus.store import import_corpus
+from shared import ledger
+from shared.errors import BarrierClosedError, LeaseLostError, NotFoundError, SettingError, TransientError
+from shared.ledger import Claim
+from shared.progress import conservation, stage_progress
+from shared.records import Dropped, LabelPolicy, RunConfig, query_id
+from shared.runs import Run, add_label_version, find_run, start_run
+from shared.schema import queries, shards
+from shared.stages import RUN_STAGES, Stage
+
+LEASE_S = 30.0
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    made = create_engine(database_url)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def run(engine: Engine, tmp_path: Path) -> Run:
+    """A run over ten passages in shards of four."""
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(
+        "".join(
+            json.dumps({"_id": str(i), "text": f"Passage number {i} is about topic {i}."}) + "\n" for i in range(10)
+        )
+    )
+    import_corpus(engine, "ten", corpus)
+    with engine.begin() as connection:
+        return start_run(connection, "ten", RunConfig(shard_size=4))
+
+
+def shard_of(connection: Connection, run: Run, stage: Stage, number: int = 0) -> UUID:
+    """The stage's shards in order of their size and first item."""
+    found = connection.execute(
+        select(shards.c.shard_id)
+        .where(shards.c.run_id == run.run_id, shards.c.stage == stage)
+        .order_by(shards.c.item_count.desc(), shards.c.item_ids)
+    ).scalars()
+    return list(found)[number]
+
+
+def claimed(engine: Engine, shard_id: UUID, lease_s: float = LEASE_S, worker: str = "me") -> Claim:
+    with engine.begin() as connection:
+        held = ledger.claim(connection, shard_id, worker, lease_s)
+    assert held is not None
+    return held
+
+
+def state_of(engine: Engine, shard_id: UUID) -> dict[str, object]:
+    with engine.connect() as connection:
+        return dict(connection.execute(select(shards).where(shards.c.shard_id == shard_id)).mappings().one())
+
+
+def expire(engine: Engine, shard_id: UUID) -> list[UUID]:
+    """Lets the shard's lease run out, and reaps."""
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE shards SET lease_expires_at = now() - interval '1 s' WHERE shard_id = :id"), {"id": shard_id}
+        )
+    with engine.begin() as connection:
+        return ledger.reap(connection)
+
+
+def generate_queries(engine: Engine, run: Run, held: Claim, dropped: int = 0) -> list[UUID]:
+    """Does a generate shard by hand: one query a passage, the first `dropped` passages none."""
+    kept = held.item_ids[dropped:]
+    ids = [query_id(run.fingerprint, passage, 0) for passage in kept]
+    with engine.begin() as connection:
+        ledger.finish(connection, held, [Dropped(p, "no_sentence") for p in held.item_ids[:dropped]], ids)
+        if ids:
+            connection.execute(
+                insert(queries),
+                [
+                    {
+                        "run_id": run.run_id,
+                        "query_id": id_,
+                        "seed_passage_id": passage,
+                        "ordinal": 0,
+                        "task_description": "search result",
+                        "query_text": "what",
+                        "provenance": {},
+                    }
+                    for id_, passage in zip(ids, kept, strict=True)
+                ],
+            )
+    return ids
+
+
+def test_a_run_starts_with_its_passages_in_shards(engine: Engine, run: Run) -> None:
+    with engine.connect() as connection:
+        progress = {s.stage: s for s in stage_progress(connection, run.run_id)}
+        sizes = connection.execute(
+            select(shards.c.item_count).where(shards.c.stage == "generate").order_by(shards.c.item_count)
+        ).scalars()
+        assert list(sizes) == [2, 4, 4]
+    assert progress[Stage.INDEX].total == progress[Stage.GENERATE].total == 10
+    assert progress[Stage.RELABEL].total == 0
+    assert list(progress) == list(RUN_STAGES)
+
+
+def test_one_of_many_claims_wins(engine: Engine, run: Run) -> None:
+    with engine.connect() as connection:
+        shard_id = shard_of(connection, run, Stage.GENERATE)
+
+    def attempt(number: int) -> Claim | None:
+        with engine.begin() as connection:
+            return ledger.claim(connection, shard_id, f"worker {number}", LEASE_S)
+
+    with ThreadPoolExecutor(8) as pool:
+        won = [held for held in pool.map(attempt, range(8)) if held]
+    assert len(won) == 1
+    assert won[0].claim_seq == 1
+    assert len(won[0].item_ids) == 4
+
+
+def test_a_worker_that_lost_its_lease_cannot_write(engine: Engine, run: Run) -> None:
+    with engine.connect() as connection:
+        shard_id = shard_of(connection, run, Stage.GENERATE)
+    late = claimed(engine, shard_id, worker="late")
+    assert expire(engine, shard_id) == [shard_id]
+    prompt = claimed(engine, shard_id, worker="prompt")
+    assert prompt.claim_seq == late.claim_seq + 1
+    with engine.begin() as connection:
+        assert ledger.renew(connection, [late, prompt], LEASE_S) == {shard_id}
+    for write in (
+        lambda c: ledger.finish(c, late, [], late.item_ids),
+        lambda c: ledger.fail(c, late, ValueError("x")),
+        lambda c: ledger.release(c, late, TransientError(), 0),
+    ):
+        with pytest.raises(LeaseLostError), engine.begin() as connection:
+            write(connection)
+    generate_queries(engine, run, prompt)
+    with pytest.raises(LeaseLostError), engine.begin() as connection:
+        ledger.finish(connection, prompt, [], [])
+    seen = state_of(engine, shard_id)
+    assert (seen["state"], seen["claimed_by"], seen["losses"], seen["failures"]) == ("done", "prompt", 1, 0)
+
+
+def test_a_held_lease_is_not_reaped(engine: Engine, run: Run) -> None:
+    with engine.connect() as connection:
+        shard_id = shard_of(connection, run, Stage.GENERATE)
+    claimed(engine, shard_id)
+    with engine.begin() as connection:
+        assert ledger.reap(connection) == []
+
+
+def test_permanent_errors_count_and_the_third_is_death(engine: Engine, run: Run) -> None:
+    with engine.connect() as connection:
+        shard_id = shard_of(connection, run, Stage.GENERATE)
+    for failures, state in ((1, "ready"), (2, "ready"), (3, "dead")):
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE shards SET not_before = now()"))
+        with engine.begin() as connection:
+            held = ledger.claim(connection, shard_id, "me", LEASE_S)
+        assert held is not None
+        with engine.begin() as connection:
+            ledger.fail(connection, held, ValueError("text with a NUL \0 and half a \ud83d pair"))
+        seen = state_of(engine, shard_id)
+        assert (seen["failures"], seen["state"], seen["error_type"]) == (failures, state, "ValueError")
+    assert "ValueError" in str(state_of(engine, shard_id)["error_traceback"])
+    with engine.begin() as connection:
+        assert ledger.retry(connection, run.run_id) == 1
+    assert state_of(engine, shard_id)["state"] == "ready"
+
+
+def test_a_wrong_setting_is_not_tried_three_times(engine: Engine, run: Run) -> None:
+    with engine.connect() as connection:
+        shard_id = shard_of(connection, run, Stage.GENERATE)
+    held = claimed(engine, shard_id)
+    with engine.begin() as connection:
+        ledger.fail(connection, held, SettingError("no such model"))
+    assert state_of(engine, shard_id)["state"] == "dead"
+
+
+def test_a_transient_error_counts_no_failure_and_waits(engine: Engine, run: Run) -> None:
+    with engine.connect() as connection:
+        shard_id = shard_of(connection, run, Stage.GENERATE)
+    held = claimed(engine, shard_id)
+    with engine.begin() as connection:
+        ledger.release(connection, held, TransientError("gone"), delay_s=60)
+    seen = state_of(engine, shard_id)
+    assert (seen["state"], seen["failures"], seen["losses"]) == ("ready", 0, 0)
+    with engine.begin() as connection:
+        assert ledger.claim(connection, shard_id, "me", LEASE_S) is None, "it may not be claimed before its time"
+
+
+def test_three_losses_split_a_shard_down_to_the_item_that_kills(engine: Engine, run: Run) -> None:
+    with engine.connect() as connection:
+        shard_id = shard_of(connection, run, Stage.GENERATE)
+        items = set(state_of(engine, shard_id)["item_ids"])  # type: ignore[call-overload]
+    poison = max(items)
+    for _ in range(100):
+        with engine.connect() as connection:
+            open_shards = connection.execute(
+                text("SELECT shard_id FROM shards WHERE state = 'ready' AND stage = 'generate' AND :p = ANY(item_ids)"),
+                {"p": poison},
+            ).scalars()
+            holders = list(open_shards)
+        if not holders:
+            break
+        claimed(engine, holders[0])
+        expire(engine, holders[0])
+        with engine.connect() as connection:
+            assert conservation(connection, run.run_id).holds
+    with engine.connect() as connection:
+        dropped = connection.execute(text("SELECT item_id, reason FROM drops")).all()
+        still_open = connection.execute(
+            text("SELECT unnest(item_ids) FROM shards WHERE stage = 'generate' AND state = 'ready'")
+        ).scalars()
+        assert [tuple(row) for row in dropped] == [(poison, "killed_worker")]
+        assert items - {poison} <= set(still_open), "the innocent items are still to be done, each once"
+
+
+def test_a_lost_training_dies_after_three_losses(engine: Engine, run: Run) -> None:
+    item = UUID(int=7)
+    with engine.begin() as connection:
+        (shard_id,) = ledger.add_shards(connection, run.run_id, Stage.TRAIN, [[item]], parent=item)
+    for _ in range(3):
+        claimed(engine, shard_id)
+        expire(engine, shard_id)
+    seen = state_of(engine, shard_id)
+    assert (seen["state"], seen["error_type"]) == ("dead", "killed_worker")
+
+
+def test_barriers_open_when_the_stages_before_them_are_closed(engine: Engine, run: Run) -> None:
+    with engine.connect() as connection:
+        generate = [shard_of(connection, run, Stage.GENERATE, n) for n in range(3)]
+        index = [shard_of(connection, run, Stage.INDEX, n) for n in range(3)]
+    for shard_id in generate:
+        generate_queries(engine, run, claimed(engine, shard_id))
+    with engine.begin() as connection:
+        assert ledger.open_barriers(connection) == 0, "the index is not complete"
+    for shard_id in index[:2]:
+        with engine.begin() as connection:
+            held = ledger.claim(connection, shard_id, "me", LEASE_S)
+            assert held is not None
+            ledger.finish(connection, held, [], [])
+    held = claimed(engine, index[2])
+    with engine.begin() as connection:
+        assert ledger.open_barriers(connection) == 0, "an index shard is still claimed"
+        ledger.fail(connection, held, SettingError("dead shards must not hold a run for ever"))
+    with engine.begin() as connection:
+        assert ledger.open_barriers(connection) == 3
+        assert ledger.open_barriers(connection) == 0, "opening is idempotent"
+    with engine.connect() as connection:
+        retrieve = shard_of(connection, run, Stage.RETRIEVE)
+    held = claimed(engine, retrieve)
+    with engine.begin() as connection:
+        assert ledger.reopen_index(connection, run.run_id) == 2
+        assert ledger.reopen_index(connection, run.run_id) == 0, "the index is on its way already"
+        ledger.release(connection, held, BarrierClosedError("index lost points"), 0)
+    assert state_of(engine, retrieve)["state"] == "waiting"
+
+
+def test_the_counts_add_up_at_every_step(engine: Engine, run: Run) -> None:
+    def check() -> None:
+        with engine.connect() as connection:
+            sums = conservation(connection, run.run_id)
+        assert sums.holds, sums
+
+    check()
+    for number in range(3):
+        with engine.connect() as connection:
+            shard_id = shard_of(connection, run, Stage.GENERATE, number)
+        held = claimed(engine, shard_id)
+        check()
+        generate_queries(engine, run, held, dropped=number)
+        check()
+    with engine.connect() as connection:
+        sums = conservation(connection, run.run_id)
+        progress = {s.stage: s for s in stage_progress(connection, run.run_id)}
+    assert (sums.sampled, sums.seeds_with_queries, sums.passages_dropped) == (10, 7, 3)
+    assert (sums.queries, sums.queries_open) == (7, 7)
+    assert progress[Stage.GENERATE].reasons == {"no_sentence": 3}
+
+
+def test_conservation_can_fail(engine: Engine, run: Run) -> None:
+    with engine.begin() as connection:
+        connection.execute(
+            text("DELETE FROM shards WHERE shard_id = :id"), {"id": shard_of(connection, run, Stage.GENERATE)}
+        )
+    with engine.connect() as connection:
+        assert not conservation(connection, run.run_id).holds
+
+
+def test_doorbells_are_rung_once_until_long_ago(engine: Engine, run: Run) -> None:
+    stages = [Stage.INDEX, Stage.GENERATE]
+    with engine.begin() as connection:
+        assert len(ledger.to_ring(connection, stages, 4, again_after_s=30)) == 4
+    with engine.begin() as connection:
+        assert len(ledger.to_ring(connection, stages, 100, again_after_s=30)) == 2, "the rest, none again"
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE shards SET rung_at = now() - interval '31 s'"))
+        assert len(ledger.to_ring(connection, stages, 100, again_after_s=30)) == 6
+
+
+def test_a_finished_run_is_done_and_not_before(engine: Engine, run: Run) -> None:
+    with engine.begin() as connection:
+        assert ledger.finish_runs(connection) == []
+        connection.execute(text("UPDATE shards SET state = 'done'"))
+    with engine.begin() as connection:
+        assert ledger.finish_runs(connection) == [run.run_id]
+        assert find_run(connection, run.name).state == "done"
+        assert find_run(connection, "latest").run_id == run.run_id
+        with pytest.raises(NotFoundError, match="run list"):
+            find_run(connection, "no-such-run")
+
+
+def test_the_same_policy_is_the_same_label_version(engine: Engine, run: Run) -> None:
+    with engine.begin() as connection:
+        assert add_label_version(connection, run, LabelPolicy()) == 1
+        assert add_label_version(connection, run, LabelPolicy(positive="seed")) == 2
+        assert add_label_version(connection, run, LabelPolicy(positive="seed")) == 2
+
+
+def test_ids_do_not_depend_on_the_database(engine: Engine, run: Run) -> None:
+    with engine.begin() as connection:
+        again = start_run(connection, "ten", RunConfig(shard_size=3))
+    assert again.name == "ten-2"
+    assert again.run_id != run.run_id
+    assert again.fingerprint == run.fingerprint, "the shard size decides nothing"
+    with engine.begin() as connection:
+        other = start_run(connection, "ten", RunConfig(seed=1))
+    assert other.fingerprint != run.fingerprint

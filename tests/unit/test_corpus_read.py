@@ -1,0 +1,251 @@
+"""Files become passages, and each rule is told with its file and line."""
+
+from __future__ import annotations
+
+import json
+import os
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cli.corpus.lines import MAX_ID_CHARS, MAX_LINE_BYTES, MAX_TEXT_CHARS, LocatedPassage, Rule, Skipped
+from cli.corpus.read import read_passages
+from cli.corpus.text_folder import PASSAGE_CHARS, read_text_folder
+from shared.errors import InvalidInputError
+from shared.records import passage_id
+
+GOOD = b'{"_id": "good", "title": "t", "text": "x"}'
+
+
+def jsonl(folder: Path, *lines: bytes) -> Path:
+    path = folder / "passages.jsonl"
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return path
+
+
+def passages(path: Path) -> list[tuple[str, str, str]]:
+    items = list(read_passages(path))
+    assert all(isinstance(item, LocatedPassage) for item in items), items
+    return [
+        (item.passage.source_id, item.passage.title, item.passage.text)
+        for item in items
+        if isinstance(item, LocatedPassage)
+    ]
+
+
+BROKEN = {
+    b"{": Rule.MALFORMED_JSON,
+    GOOD + b" {}": Rule.MALFORMED_JSON,
+    b'{"_id": "1", "text": "x", "score": NaN}': Rule.MALFORMED_JSON,
+    b'{"_id": "1", "text": "x", "n": ' + b"9" * 5000 + b"}": Rule.MALFORMED_JSON,
+    b"[" * 100_000: Rule.MALFORMED_JSON,
+    b'["_id", "text"]': Rule.NOT_AN_OBJECT,
+    b"null": Rule.NOT_AN_OBJECT,
+    b'{"_id": "1", "text": "x", "text": "y"}': Rule.REPEATED_KEY,
+    b'{"text": "x"}': Rule.MISSING_ID,
+    b'{"_id": "", "text": "x"}': Rule.MISSING_ID,
+    b'{"_id": "1", "title": "x"}': Rule.MISSING_TEXT,
+    b'{"_id": "1", "text": " \\n\\t"}': Rule.MISSING_TEXT,
+    b'{"_id": "1", "text": null}': Rule.MISSING_TEXT,
+    b'{"_id": 1.5, "text": "x"}': Rule.NOT_A_STRING,
+    b'{"_id": true, "text": "x"}': Rule.NOT_A_STRING,
+    b'{"_id": "1", "text": ["x"]}': Rule.NOT_A_STRING,
+    b'{"_id": "1", "text": "x", "title": {}}': Rule.NOT_A_STRING,
+    b'{"_id": "1", "text": "caf\xe9"}': Rule.INVALID_UTF8,
+    b'{"_id": "1", "text": "\xed\xa0\x80"}': Rule.INVALID_UTF8,
+    b'{"_id": "1", "text": "x\x00y"}': Rule.NUL_BYTE,
+    b'{"_id": "1", "text": "x\\u0000y"}': Rule.NUL_BYTE,
+    b'{"_id": "1", "text": "x", "title": "\\u0000"}': Rule.NUL_BYTE,
+    b'{"_id": "1\\u0000", "text": "x"}': Rule.NUL_BYTE,
+    b'{"_id": "1", "text": "\\ud83d alone"}': Rule.UNPAIRED_SURROGATE,
+    b'{"_id": "\\udc00", "text": "x"}': Rule.UNPAIRED_SURROGATE,
+    b'{"_id": "' + b"i" * (MAX_ID_CHARS + 1) + b'", "text": "x"}': Rule.ID_TOO_LONG,
+    b'{"_id": "1", "title": "t", "text": "' + b"x" * MAX_TEXT_CHARS + b'"}': Rule.TEXT_TOO_LONG,
+    b'{"_id": "1", "text": "x", "other": "' + b"x" * MAX_LINE_BYTES + b'"}': Rule.LINE_TOO_LONG,
+}
+
+
+@pytest.mark.parametrize(("line", "rule"), BROKEN.items(), ids=[f"{n}-{r.code}" for n, r in enumerate(BROKEN.values())])
+def test_a_broken_rule_is_told_with_its_line_and_what_follows_is_still_read(
+    tmp_path: Path, line: bytes, rule: Rule
+) -> None:
+    path = jsonl(tmp_path, GOOD, b"", line, GOOD)
+
+    before, broken, after = read_passages(path)
+
+    assert isinstance(broken, Skipped)
+    assert (broken.path, broken.line, broken.rule) == (path, 3, rule)
+    assert isinstance(before, LocatedPassage)
+    assert isinstance(after, LocatedPassage)
+    assert (before.line, after.line) == (1, 4)
+    error = broken.error()
+    assert str(error).startswith(f"{path}:3: {rule.code}: {rule.value}")
+    assert (error.path, error.line) == (path, 3)
+
+
+def test_every_rule_that_one_line_can_break_is_tested_above() -> None:
+    assert set(BROKEN.values()) == set(Rule) - {Rule.ID_WITH_TWO_TEXTS}
+
+
+def test_limits_are_the_last_values_allowed(tmp_path: Path) -> None:
+    longest = {"_id": "i" * MAX_ID_CHARS, "title": "t" * 10, "text": "\U0001f600" * (MAX_TEXT_CHARS - 10)}
+    path = jsonl(tmp_path, json.dumps(longest).encode())  # twelve bytes to a character, as surrogate pairs
+
+    assert passages(path) == [(longest["_id"], longest["title"], longest["text"])]
+
+
+def test_byte_order_mark_carriage_returns_blank_lines_and_a_missing_last_newline(tmp_path: Path) -> None:
+    path = tmp_path / "passages.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD + b"\r\n\r\n  \n" + b'{"_id": 7, "text": "\\ud83d\\ude00", "title": null}')
+
+    assert passages(path) == [("good", "t", "x"), ("7", "", "\U0001f600")]
+
+
+def test_a_beir_folder_is_read_by_its_corpus(tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_bytes(GOOD)
+    (tmp_path / "queries.jsonl").write_bytes(b"not a corpus")
+    (tmp_path / "notes.md").write_text("not in a BEIR folder")
+
+    (item,) = read_passages(tmp_path)
+
+    assert isinstance(item, LocatedPassage)
+    assert item.passage.passage_id == passage_id("t", "x")
+    assert item.path == tmp_path / "corpus.jsonl"
+
+
+def test_memory_is_bounded_by_the_longest_line_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "passages.jsonl"
+    with path.open("wb") as file:
+        file.write(GOOD + b"\n" + b'{"_id": "1", "text": "')
+        for _ in range(64):
+            file.write(b"x" * 2**20)
+        file.write(b'"}\n' + GOOD + b"\n")
+
+    tracemalloc.start()
+    items = list(read_passages(path))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert [item.line for item in items] == [1, 2, 3]
+    assert isinstance(items[1], Skipped)
+    assert items[1].rule is Rule.LINE_TOO_LONG
+    assert peak_bytes < 5 * MAX_LINE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("make", "rule"),
+    [
+        (lambda path: None, "no such file"),
+        (lambda path: path.mkdir(), "no corpus.jsonl and no .txt or .md"),
+        (lambda path: path.write_text("a,b"), "not a kind of corpus"),
+    ],
+    ids=["missing", "empty-folder", "unknown-kind"],
+)
+def test_a_path_that_is_no_corpus_is_an_error(tmp_path: Path, make: object, rule: str) -> None:
+    path = tmp_path / "corpus.csv"
+    assert callable(make)
+    make(path)
+
+    with pytest.raises(InvalidInputError, match=rule):
+        list(read_passages(path))
+
+
+# ---- text files
+
+
+def test_a_text_folder_is_read_in_order_with_titles_and_ids(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "hidden.md").write_text("hidden")
+    (tmp_path / "b" / "guide.MD").write_text("intro\n\n```\n# no heading\n```\n\n# The guide #\n\ntext\n")
+    (tmp_path / "a.txt").write_text("# no heading in plain text\r\n\r\nsecond")
+    (tmp_path / "empty.md").write_text("\n\n")
+    (tmp_path / "ignored.py").write_text("code")
+
+    assert passages(tmp_path) == [
+        ("a.txt#1", "a", "# no heading in plain text\n\nsecond"),
+        ("b/guide.MD#1", "The guide", "intro\n\n```\n# no heading\n```\n\ntext"),
+    ]
+
+
+def test_paragraphs_are_packed_and_a_heading_stays_with_what_follows_it(tmp_path: Path) -> None:
+    first, second = "a" * 600, "b" * 590
+    (tmp_path / "x.md").write_text(f"# Title\n\n{first}\n\n## Section\n\n### Part\n\n{second}\n\nlast\n")
+
+    items = list(read_passages(tmp_path))
+
+    assert [(item.passage.text, item.line) for item in items if isinstance(item, LocatedPassage)] == [
+        (first, 3),
+        (f"## Section\n### Part\n{second}\n\nlast", 5),
+    ]
+
+
+def test_a_long_paragraph_is_cut_behind_a_sentence(tmp_path: Path) -> None:
+    sentence = "This one is exactly fifty characters long, I hope. "
+    (tmp_path / "x.txt").write_text(sentence * 40)
+
+    texts = [text for _, _, text in passages(tmp_path)]
+
+    assert len(texts) == 2
+    assert all(text.endswith("I hope.") for text in texts)
+
+
+@given(st.text(st.sampled_from("ab#.` \n\té"), max_size=5000), st.sampled_from(["x.txt", "x.md"]))
+def test_cutting_loses_no_word_and_keeps_to_the_limit(
+    tmp_path_factory: pytest.TempPathFactory, text: str, name: str
+) -> None:
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / name).write_bytes(text.encode())
+
+    found = [item.passage for item in read_text_folder(folder) if isinstance(item, LocatedPassage)]
+
+    assert all(0 < len(passage.text) <= PASSAGE_CHARS for passage in found)
+    kept = "".join("".join(passage.text.split()) for passage in found)
+    whole = "".join(text.split())
+    left_out = len(whole) - len(kept)  # nothing, or the line of the title
+    assert any(kept == whole[:at] + whole[at + left_out :] for at in range(len(kept) + 1))
+    if left_out:
+        assert name == "x.md"
+        assert all(passage.title != "x" for passage in found)
+
+
+def test_a_broken_line_of_a_text_file_is_left_out_alone(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(b"one\ntwo \xff\nthree \x00\nfour\n")
+
+    items = list(read_passages(tmp_path))
+
+    assert [(item.line, item.rule) for item in items if isinstance(item, Skipped)] == [
+        (2, Rule.INVALID_UTF8),
+        (3, Rule.NUL_BYTE),
+    ]
+    assert [item.passage.text for item in items if isinstance(item, LocatedPassage)] == ["one\n\nfour"]
+
+
+def test_a_paragraph_of_any_length_needs_no_more_memory_than_a_passage(tmp_path: Path) -> None:
+    with (tmp_path / "x.txt").open("w") as file:
+        for _ in range(4):
+            file.write("no blank line, and so one paragraph of two megabytes\n" * 10_000)
+
+    tracemalloc.start()
+    count = sum(1 for _ in read_passages(tmp_path))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert count > 1000
+    assert peak_bytes < 2**19
+
+
+def test_a_file_name_that_is_no_text_is_told(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt"))
+    try:
+        path.write_text("text")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+
+    (item,) = read_passages(tmp_path)
+
+    assert isinstance(item, Skipped)
+    assert (item.rule, item.line) == (Rule.UNPAIRED_SURROGATE, 1)
