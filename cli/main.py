@@ -34,11 +34,15 @@ resulting FRet records train an encoder.
 
 [bold]First steps[/bold]
 
-  fretwork demo                                   the whole job on the documentation that Python brings along
-  fretwork corpus add mine ./my-texts             your own passages: a BEIR folder, a .jsonl, or .txt/.md files
-  fretwork run start --corpus mine --wait         make FRet records of them
-  fretwork train mine-1 --output ./my-model       train an encoder on the records
-  fretwork evaluate ./my-model --beir DIR         measure it
+  fretwork demo                              all of it, on Python's own docs
+
+  fretwork corpus add mine ./my-texts        your passages: BEIR, .jsonl, .txt
+
+  fretwork run start --corpus mine --wait    make FRet records of them
+
+  fretwork train mine-1 --output ./model     train an encoder on the records
+
+  fretwork evaluate ./model --beir DIR       measure it
 
 Every command starts the servers that it needs on this machine and stops them again, unless `fretwork up` keeps them
 running or FRETWORK_DATABASE_URL and FRETWORK_BROKER_URL name others.""",

@@ -112,11 +112,13 @@ class RunConfig(BaseModel):
     )
     embedder: str = Field("all-MiniLM-L6-v2", description="SentenceTransformer folder, hub name or all-MiniLM-L6-v2")
     num_seed_passages: int | None = Field(None, ge=1, description="generate from a sample of this size; all by default")
-    queries_per_passage: int = Field(1, ge=1, le=20)
+    queries_per_passage: int = Field(1, ge=1, le=20, description="task–query pairs written for each seed passage")
     num_candidates: int = Field(20, ge=2, le=100, description="the paper's N")
     near_duplicate_cosine: float = Field(0.98, gt=0, le=1, description="queries this close count as one")
     shard_size: int = Field(32, ge=1, le=1024, description="items per shard")
-    labels: LabelPolicy = LabelPolicy()
+    labels: LabelPolicy = Field(
+        LabelPolicy(), description="labels.positive: p_1, the judge's favourite, or seed; labels.negative: lowest"
+    )
 
     def sha256(self) -> str:
         """The hash of what decides the records: the shard size does not, so it is left out."""

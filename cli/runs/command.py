@@ -16,14 +16,19 @@ from cli.stack import running_stack
 from cli.watch import stages_table, watch_run
 from shared.errors import SettingError
 from shared.progress import conservation, stage_progress
-from shared.records import RunConfig
+from shared.records import LabelPolicy, RunConfig
 from shared.runs import Run, find_run, start_run
 from shared.settings import settings as environment
 
 app = typer.Typer(no_args_is_help=True, help="Runs: from a corpus to FRet records.")
 
+
+def _default(value: object) -> str:
+    return "all" if value is None else "p_1, lowest" if isinstance(value, LabelPolicy) else str(value)
+
+
 SETTINGS_HELP = "\n\n".join(
-    f"  {name}={field.default!r}  {field.description}" for name, field in RunConfig.model_fields.items()
+    f"{name} (default {_default(field.default)}): {field.description}" for name, field in RunConfig.model_fields.items()
 )
 
 

@@ -17,6 +17,7 @@ from shared.terms import CorpusStatistics, passage_terms, terms
 
 MU = 1000.0  # terms of the corpus added to each passage: Zhai and Lafferty find 500 to 2,000 best
 K1, B = 1.2, 0.75  # how fast repeats saturate, and how much length counts; Lucene's defaults
+PROVENANCE = {"teacher": "offline", "ql": "dirichlet", "mu": MU, "rc": "bm25", "k1": K1, "b": B}
 DECIMALS = 6  # coarser than the last bit of a logarithm, which differs between machines
 PROVENANCE = {"judge": "offline", "ql": "dirichlet", "mu": MU, "rc": "bm25", "k1": K1, "b": B}
 

@@ -1,0 +1,84 @@
+"""Files become passages here, one at a time. No database.
+
+Three inputs are read: a BEIR folder (its `corpus.jsonl`; queries and qrels are none of an import's business), a
+`.jsonl` file of the same form, and a folder of `.txt` and `.md` files, see `text_folder`.
+
+In a `.jsonl` file each line is an object with `_id` (a string; an integer is taken as its decimal digits), `text` (a
+string) and, if it likes, `title` (a string or null); other keys are ignored, and so are blank lines, a byte order mark
+and carriage returns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cli.corpus.lines import BrokenRuleError, LocatedPassage, Rule, Skipped, checked_passage, decode, numbered_lines
+from cli.corpus.text_folder import read_text_folder
+from shared.errors import InvalidInputError
+from shared.records import Passage
+
+
+def read_passages(path: Path) -> Iterator[LocatedPassage | Skipped]:
+    """The passages of `path` in a fixed order, and in their places the lines that break a rule.
+
+    That one `_id` has two texts is not seen here: it takes the whole corpus to know. Raises InvalidInputError for a
+    path that is missing, unreadable or of no known kind.
+    """
+    if path.is_dir():
+        beir = path / "corpus.jsonl"
+        yield from _read_jsonl(beir) if beir.is_file() else read_text_folder(path)
+    elif not path.exists():
+        raise InvalidInputError(path, None, "there is no such file or folder")
+    elif path.suffix.lower() == ".jsonl":
+        yield from _read_jsonl(path)
+    else:
+        raise InvalidInputError(
+            path, None, "not a kind of corpus: name a BEIR folder, a .jsonl file or a folder of .txt and .md files"
+        )
+
+
+def _read_jsonl(path: Path) -> Iterator[LocatedPassage | Skipped]:
+    for number, line in numbered_lines(path):
+        if not line.strip():
+            continue
+        try:
+            passage = _parse(decode(line))
+        except BrokenRuleError as broken:
+            yield Skipped(path, number, broken.rule, broken.detail)
+        else:
+            yield LocatedPassage(passage, path, number)
+
+
+def _parse(line: str) -> Passage:
+    try:
+        value = json.loads(line, object_pairs_hook=_object, parse_constant=_no_json)
+    except json.JSONDecodeError as error:
+        raise BrokenRuleError(Rule.MALFORMED_JSON, f"{error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets without end
+        raise BrokenRuleError(Rule.MALFORMED_JSON, str(error)) from None
+    if not isinstance(value, dict):
+        raise BrokenRuleError(Rule.NOT_AN_OBJECT)
+    source_id, title, text = (value.get(key) for key in ("_id", "title", "text"))
+    if type(source_id) is int:
+        source_id = str(source_id)
+    for key, field in (("_id", source_id), ("title", title), ("text", text)):
+        if not isinstance(field, str | None):
+            raise BrokenRuleError(Rule.NOT_A_STRING, f"{key} is a JSON {_JSON_NAMES[type(field)]}")
+    return checked_passage(source_id or "", title or "", text or "")
+
+
+_JSON_NAMES = {bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise BrokenRuleError(Rule.REPEATED_KEY)
+    return made
+
+
+def _no_json(constant: str) -> NoReturn:
+    raise BrokenRuleError(Rule.MALFORMED_JSON, f"{constant} is not JSON")

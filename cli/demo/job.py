@@ -1,0 +1,180 @@
+"""The demo's steps in order, through the same functions, queues and workers as a user's own corpus. Prints nothing.
+
+It writes to `folder`: `heldout/` (a BEIR folder) and `<run>/<policy>/`, the trained models.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+from sqlalchemy import Engine, text
+
+from cli.context import Context, say
+from cli.corpus.store import import_corpus
+from cli.demo.corpus import DemoCorpus, build
+from cli.demo.settings import DIMS, run_config, training_config
+from cli.watch import watch_run, watch_shard
+from services.trainer.config import EvaluationConfig
+from shared.errors import FretworkError
+from shared.progress import Conservation, StageProgress, conservation, stage_progress
+from shared.records import LabelPolicy
+from shared.runs import Run, add_label_version, start_evaluation, start_run, start_training
+
+Policy = Literal["seed", "p_1"]
+POLICIES: tuple[Policy, ...] = ("seed", "p_1")
+
+
+@dataclass
+class Outcome:
+    """What the demo found; `evaluation` is of the held-out test queries, `dev` of the development ones by policy."""
+
+    corpus: DemoCorpus
+    run: Run
+    base: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    stages: list[StageProgress] = field(default_factory=list)
+    sums: Conservation | None = None
+    positive_changed: float = 0.0
+    dev: dict[Policy, float] = field(default_factory=dict)
+    policy: Policy = "seed"
+    model_dir: Path = Path()
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[step] = round(time.monotonic() - started, 1)
+
+
+def run_demo(settings: Context, folder: Path, passages: int, seed: int, base: str) -> Outcome:
+    """The whole job. Raises FretworkError where a part of it died."""
+    say("reading the documentation of the installed libraries")
+    started = time.monotonic()
+    heldout = folder / "heldout"
+    corpus = build(heldout, passages, seed)
+    harvested_s = round(time.monotonic() - started, 1)
+    say(
+        f"{corpus.passages:,} passages of {len(corpus.by_library)} libraries; held out: {corpus.test_queries} test and "
+        f"{corpus.dev_queries} development queries"
+    )
+    with settings.database(workers=True) as engine:
+        name = f"demo-{corpus.sha256[:8]}"
+        imported_at = time.monotonic()
+        import_corpus(engine, name, heldout)
+        imported_s = round(time.monotonic() - imported_at, 1)
+        with engine.begin() as connection:
+            run = start_run(connection, name, run_config(seed, base))
+        outcome = Outcome(corpus, run, base, {"harvest": harvested_s, "import": imported_s})
+        with outcome.timed("run"):
+            _watch(engine, run)
+        versions = {"p_1": 1}
+        with outcome.timed("relabel_as_seed"):
+            with engine.begin() as connection:
+                versions["seed"] = add_label_version(connection, run, LabelPolicy(positive="seed"))
+            _watch(engine, run)
+        _count(engine, outcome)
+        models = {policy: folder / run.name / policy for policy in POLICIES}
+        for policy in POLICIES:
+            with outcome.timed(f"train_{policy}"):
+                _train(engine, run, versions[policy], models[policy], seed, base)
+        with outcome.timed("evaluate_dev"):
+            for policy in POLICIES:
+                found = _evaluate(engine, heldout, "dev", models[policy], f"development queries, {policy}")
+                outcome.dev[policy] = found["dims"][str(DIMS[0])]["ndcg@10"]
+        # of equals the simpler: the seed needs no judge
+        outcome.policy = "p_1" if outcome.dev["p_1"] > outcome.dev["seed"] else "seed"
+        outcome.model_dir = models[outcome.policy]
+        with outcome.timed("evaluate_test"):
+            outcome.evaluation = _evaluate(engine, heldout, "test", outcome.model_dir, "test queries", base)
+        outcome.samples = _samples(engine, run.run_id)
+    return outcome
+
+
+def _watch(engine: Engine, run: Run) -> None:
+    dead = watch_run(engine, run.run_id, run.name)
+    if dead:
+        raise FretworkError(
+            f"{dead} items of run {run.name} are dead: `fretwork run status {run.name}` names the errors"
+        )
+
+
+def _train(engine: Engine, run: Run, label_version: int, output_dir: Path, seed: int, base: str) -> None:
+    config = training_config(seed, base).model_dump(mode="json")
+    with engine.begin() as connection:
+        training_run_id = start_training(connection, run, label_version, config, str(output_dir))
+    watch_shard(engine, "training_runs", training_run_id, f"training with positives `{output_dir.name}`")
+
+
+def _evaluate(
+    engine: Engine, beir_dir: Path, split: str, model: Path, what: str, baseline: str | None = None
+) -> dict[str, Any]:
+    config = EvaluationConfig(
+        model=str(model), baseline=baseline, beir_dir=str(beir_dir), split=split, dims=DIMS if baseline else DIMS[:1]
+    )
+    with engine.begin() as connection:
+        evaluation_id = start_evaluation(connection, config.model_dump(mode="json"))
+    return watch_shard(engine, "evaluations", evaluation_id, f"measuring on the {what}")
+
+
+def _count(engine: Engine, outcome: Outcome) -> None:
+    run_id = outcome.run.run_id
+    with engine.connect() as connection:
+        outcome.stages = stage_progress(connection, run_id)
+        outcome.sums = conservation(connection, run_id)
+        outcome.positive_changed = float(
+            connection.execute(
+                text(
+                    "SELECT coalesce(avg(positive_changed::int), 0) FROM fret_records "
+                    "WHERE run_id = :run_id AND label_version = 1"
+                ),
+                {"run_id": run_id},
+            ).scalar_one()
+        )
+        for stage, seconds in connection.execute(
+            text(
+                "SELECT stage, extract(epoch FROM max(finished_at) - min(claimed_at)) FROM shards "
+                "WHERE run_id = :run_id AND label_version = 1 AND state = 'done' GROUP BY stage"
+            ),
+            {"run_id": run_id},
+        ):
+            outcome.seconds[stage] = round(float(seconds), 1)
+
+
+def _samples(engine: Engine, run_id: UUID) -> list[dict[str, Any]]:
+    """Ten records whose positive moved and ten whose did not, with the scores of seed, positive and negative."""
+    statement = text(
+        """
+        SELECT query_text, task_description, positive_changed, positive_span, fused, seed_fused,
+               seed.source_id AS seed_id, seed.text AS seed_text,
+               positive.source_id AS positive_id, positive.text AS positive_text,
+               negative.source_id AS negative_id, negative.text AS negative_text,
+               ql_scores[array_position(candidate_ids, seed.passage_id)] AS seed_ql,
+               rc_scores[array_position(candidate_ids, seed.passage_id)] AS seed_rc,
+               ql_scores[array_position(candidate_ids, positive.passage_id)] AS positive_ql,
+               rc_scores[array_position(candidate_ids, positive.passage_id)] AS positive_rc,
+               ql_scores[array_position(candidate_ids, negative.passage_id)] AS negative_ql,
+               rc_scores[array_position(candidate_ids, negative.passage_id)] AS negative_rc
+        FROM (
+            SELECT *, positive_fused_score AS fused, seed_fused_score AS seed_fused,
+                   row_number() OVER (PARTITION BY positive_changed ORDER BY query_id) AS place
+            FROM fret_records WHERE run_id = :run_id AND label_version = 1
+        ) AS record
+        JOIN queries USING (run_id, query_id) JOIN runs USING (run_id)
+        JOIN passages AS seed ON seed.corpus_id = runs.corpus_id AND seed.passage_id = seed_passage_id
+        JOIN passages AS positive ON positive.corpus_id = runs.corpus_id
+             AND positive.passage_id = record.positive_id
+        JOIN passages AS negative ON negative.corpus_id = runs.corpus_id
+             AND negative.passage_id = record.negative_ids[1]
+        WHERE place <= 10 ORDER BY positive_changed DESC, place
+        """
+    )
+    with engine.connect() as connection:
+        return [dict(row) for row in connection.execute(statement, {"run_id": run_id}).mappings()]

@@ -1,0 +1,90 @@
+"""The demo's report: report.json for programs (its keys stand in docs/report.md), report.html for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from cli.demo.job import Outcome
+from cli.demo.plot import before_after_svg
+from shared.masking import mask
+
+METRICS = ("ndcg@10", "recall@10", "mrr@10")
+
+
+def write_reports(folder: Path, outcome: Outcome) -> dict[str, Any]:
+    """Writes both files into `folder` and returns what report.json holds."""
+    report = make_report(outcome)
+    _replace(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    environment = Environment(loader=PackageLoader("cli.demo"), autoescape=select_autoescape(["html", "j2"]))
+    page = environment.get_template("report.html.j2").render(
+        report=report,
+        samples=[_readable(sample) for sample in outcome.samples],
+        stages=[asdict(stage) for stage in outcome.stages],
+        plot=before_after_svg(
+            {int(dim): figures["ndcg@10"] for dim, figures in report["before"].items()},
+            {int(dim): figures["ndcg@10"] for dim, figures in report["after"].items()},
+            {int(dim): (low, high) for dim, (low, high) in report["delta_ci95"].items()},
+        ),
+    )
+    _replace(folder / "report.html", page)
+    return report
+
+
+def make_report(outcome: Outcome) -> dict[str, Any]:
+    """Everything that the demo found, as plain values."""
+    found, sums = outcome.evaluation, outcome.sums
+    assert sums is not None  # noqa: S101 - counted before anything is trained
+    dims = list(found["dims"])
+    return {
+        "before": {dim: {m: found["baseline"]["dims"][dim][m] for m in METRICS} for dim in dims},
+        "after": {dim: {m: found["dims"][dim][m] for m in METRICS} for dim in dims},
+        "delta": {dim: {m: found["delta"][dim][m] for m in METRICS} for dim in dims},
+        "delta_ci95": {dim: found["delta"][dim]["ndcg@10"]["ci95"] for dim in dims},
+        "counts": {
+            "passages": sums.sampled,
+            "queries": sums.queries,
+            "records": sums.records,
+            "test_queries": outcome.corpus.test_queries,
+            "dev_queries": outcome.corpus.dev_queries,
+        },
+        "reasons": {str(stage.stage): stage.reasons for stage in outcome.stages if stage.reasons},
+        "conservation_holds": sums.holds,
+        "positive_changed": outcome.positive_changed,
+        "policy": {"chosen": outcome.policy, "dev_ndcg@10": outcome.dev},
+        "seconds": outcome.seconds,
+        "teacher": "offline (statistical methods, no LLM)",
+        "base_model": outcome.base,
+        "model_dir": str(outcome.model_dir),
+        "run": {
+            "name": outcome.run.name,
+            "fingerprint": str(outcome.run.fingerprint),
+            "config": outcome.run.config.model_dump(mode="json"),
+        },
+        "corpus": {
+            "sha256": outcome.corpus.sha256,
+            "by_library": outcome.corpus.by_library,
+            "left_out": outcome.corpus.dropped,
+        },
+        "machine": {"cores": os.cpu_count(), "architecture": platform.machine(), "python": platform.python_version()},
+        "versions": {name: version(name) for name in ("fretwork", "torch", "sentence-transformers", "transformers")},
+    }
+
+
+def _readable(sample: dict[str, Any]) -> dict[str, Any]:
+    """A sample with the query taken out of its positive, as training sees it nine times out of ten."""
+    span = sample["positive_span"]
+    return {**sample, "masked": mask(sample["positive_text"], (span[0], span[1])) if span else None}
+
+
+def _replace(path: Path, content: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(content, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,16 @@
+"""What the demo sets differently from the defaults, and why. Chosen on development queries, never on the test ones."""
+
+from __future__ import annotations
+
+from services.trainer.config import TrainingConfig
+from shared.records import RunConfig
+
+DIMS = (384, 256, 128, 64)
+
+
+def run_config(seed: int, base: str) -> RunConfig:
+    return RunConfig(seed=seed, embedder=base, queries_per_passage=2)
+
+
+def training_config(seed: int, base: str) -> TrainingConfig:
+    return TrainingConfig(seed=seed, model_name_or_path=base, matryoshka_dims=DIMS[1:])

@@ -1,0 +1,28 @@
+"""The dataset card beside an export, from the manifest and README.md.j2. It says what the data is and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from shared.text_format import format_passage, query_prompt
+
+
+def render_card(manifest: dict[str, Any], descriptions: Sequence[tuple[str, int]]) -> str:
+    """Markdown with the hub's YAML front matter; `descriptions` are the most frequent ones and their records."""
+    environment = Environment(
+        loader=PackageLoader("cli.export", "."),
+        autoescape=False,  # noqa: S701 - Markdown, not HTML
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters["pystring"] = repr
+    return environment.get_template("README.md.j2").render(
+        **manifest,
+        data_file=next(iter(manifest["files"])),
+        descriptions=[(" ".join(description.split()), records) for description, records in descriptions],
+        query_prompt=query_prompt(descriptions[0][0]),
+        passage_prompt=format_passage("", ""),
+    )

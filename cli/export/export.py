@@ -1,0 +1,177 @@
+"""An export is a folder: the data, `manifest.json` and a dataset card. It is there whole, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import orjson
+from sqlalchemy import ColumnElement, Connection, Engine, func, select
+
+from cli.export.card import render_card
+from cli.export.parquet_jsonl import SCHEMA, write_jsonl, write_parquet
+from cli.export.rows import ExportRow, read_rows
+from cli.export.sentence_transformers import triplet_columns, write_triplets
+from shared.errors import InvalidInputError, NotFoundError
+from shared.records import LabelPolicy
+from shared.runs import Run, find_policy, find_run
+from shared.schema import corpora, fret_records, queries
+
+TASK_DESCRIPTIONS_IN_CARD = 10
+
+
+class ExportFormat(StrEnum):
+    PARQUET = "parquet"
+    JSONL = "jsonl"
+    SENTENCE_TRANSFORMERS = "sentence-transformers"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    output_dir: Path
+    records: int  # written
+    left_out: dict[str, int]  # records by the reason that this format cannot hold them
+
+
+def export_run(
+    engine: Engine, run_id: UUID, label_version: int, export_format: ExportFormat, output_dir: Path
+) -> ExportReport:
+    """Writes the records of one label version, as they stand at one moment, into the new folder `output_dir`.
+
+    Raises NotFoundError for an unknown run or one without records of that label version, InvalidInputError where
+    something stands at `output_dir` already or nothing can be written.
+    """
+    output_dir = output_dir.resolve()
+    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
+        raise InvalidInputError(output_dir, None, "is there already: name a new folder, or remove this one first")
+    partial = output_dir.with_name(f"{output_dir.name}.partial-{uuid4().hex[:8]}")
+    snapshot = engine.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    with snapshot as connection:
+        run = find_run(connection, run_id)
+        policy = find_policy(connection, run, label_version)
+        num_negatives = _num_negatives(connection, run, label_version)
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise InvalidInputError(output_dir, None, f"cannot be written: {error.strerror}") from error
+        try:
+            data = _write_data(connection, run, label_version, export_format, num_negatives, partial)
+            manifest = _manifest(connection, run, label_version, policy, export_format, data)
+            (partial / "manifest.json").write_bytes(orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
+            card = render_card(manifest, _task_descriptions(connection, run_id, label_version))
+            (partial / "README.md").write_text(card, encoding="utf-8")
+            partial.rename(output_dir)
+        except BaseException:
+            shutil.rmtree(partial)
+            raise
+    return ExportReport(output_dir, manifest["counts"]["records"], manifest["counts"]["left_out"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    path: Path
+    columns: list[str]
+    counts: Counter[str]
+    left_out: Counter[str]
+
+
+def _of_version(run_id: UUID, label_version: int) -> ColumnElement[bool]:
+    return (fret_records.c.run_id == run_id) & (fret_records.c.label_version == label_version)
+
+
+def _num_negatives(connection: Connection, run: Run, label_version: int) -> int:
+    """How many negatives a record of this label version has at most."""
+    most = select(func.max(func.cardinality(fret_records.c.negative_ids)))
+    found = connection.execute(most.where(_of_version(run.run_id, label_version))).scalar_one()
+    if found is None:
+        raise NotFoundError(
+            f"the run {run.name} has no records of label version {label_version} yet: "
+            f"`fretwork run status {run.name}` says how far it is"
+        )
+    return int(found)
+
+
+def _task_descriptions(connection: Connection, run_id: UUID, label_version: int) -> list[tuple[str, int]]:
+    count = func.count().label("records")
+    statement = (
+        select(queries.c.task_description, count)
+        .join_from(fret_records, queries)
+        .where(_of_version(run_id, label_version))
+        .group_by(queries.c.task_description)
+        .order_by(count.desc(), queries.c.task_description)
+        .limit(TASK_DESCRIPTIONS_IN_CARD)
+    )
+    return [(row.task_description, row.records) for row in connection.execute(statement)]
+
+
+def _write_data(
+    connection: Connection,
+    run: Run,
+    label_version: int,
+    export_format: ExportFormat,
+    num_negatives: int,
+    folder: Path,
+) -> _Data:
+    counts = Counter[str]()
+    batches = _counted(read_rows(connection, run.run_id, run.corpus_id, label_version), counts)
+    path = folder / ("train.jsonl" if export_format is ExportFormat.JSONL else "train.parquet")
+    if export_format is ExportFormat.SENTENCE_TRANSFORMERS:
+        left_out = write_triplets(batches, path, num_negatives)
+        return _Data(path, triplet_columns(num_negatives), counts, left_out)
+    (write_jsonl if export_format is ExportFormat.JSONL else write_parquet)(batches, path)
+    return _Data(path, SCHEMA.names, counts, Counter())
+
+
+def _counted(batches: Iterable[list[ExportRow]], counts: Counter[str]) -> Iterator[list[ExportRow]]:
+    for rows in batches:
+        counts["records"] += len(rows)
+        counts["positives_changed"] += sum(row["positive_changed"] for row in rows)
+        counts["positives_with_span"] += sum(row["positive_span"] is not None for row in rows)
+        counts["negatives_with_span"] += sum(span is not None for row in rows for span in row["negative_spans"])
+        yield rows
+
+
+def _manifest(
+    connection: Connection, run: Run, label_version: int, policy: LabelPolicy, export_format: ExportFormat, data: _Data
+) -> dict[str, Any]:
+    corpus_name = connection.execute(select(corpora.c.name).where(corpora.c.corpus_id == run.corpus_id)).scalar_one()
+    with data.path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "fretwork": version("fretwork"),
+        "run": {
+            "name": run.name,
+            "run_id": str(run.run_id),
+            "state": run.state,
+            "fingerprint": str(run.fingerprint),
+            "config": run.config.model_dump(mode="json"),
+            "config_hash": run.config.sha256(),
+        },
+        "corpus": {
+            "name": corpus_name,
+            "version": run.corpus_version,
+            "content_hash": run.corpus_hash,
+            "passage_count": run.passage_count,
+        },
+        "label_version": label_version,
+        "label_policy": policy.model_dump(mode="json"),
+        "format": str(export_format),
+        "columns": data.columns,
+        "masked_spans": "applied" if export_format is ExportFormat.SENTENCE_TRANSFORMERS else "named",
+        "counts": {
+            "records": data.counts["records"] - data.left_out.total(),
+            "left_out": dict(data.left_out),
+            "positives_changed": data.counts["positives_changed"],
+            "positives_with_span": data.counts["positives_with_span"],
+            "negatives_with_span": data.counts["negatives_with_span"],
+        },
+        "files": {data.path.name: {"bytes": data.path.stat().st_size, "sha256": sha256}},
+    }

@@ -1,0 +1,96 @@
+"""A label version's records out of the ledger, a batch at a time, with their passages. No file is written here.
+
+Keyset pagination over the query id: a batch costs the same at the end of 6.6M records as at the start, and no more
+than one is in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, any_, bindparam, select
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.types import Uuid
+
+from shared.schema import fret_records, passages, queries
+
+BATCH_RECORDS = 500
+
+ExportRow = dict[str, Any]  # the columns of parquet_jsonl.SCHEMA; ids as text, spans as [start, end] or None
+
+
+def read_rows(
+    connection: Connection, run_id: UUID, corpus_id: UUID, label_version: int, batch_records: int = BATCH_RECORDS
+) -> Iterator[list[ExportRow]]:
+    """Batches of rows in the order of their query ids; open the connection at REPEATABLE READ to see one moment."""
+    page = (
+        select(fret_records, *(column for column in queries.c if column.name not in fret_records.c))
+        .join_from(fret_records, queries)
+        .where(
+            fret_records.c.run_id == run_id,
+            fret_records.c.label_version == label_version,
+            fret_records.c.query_id > bindparam("after"),
+        )
+        .order_by(fret_records.c.query_id)
+        .limit(batch_records)
+    )
+    after = UUID(int=0)
+    while records := connection.execute(page, {"after": after}).all():
+        after = records[-1].query_id
+        texts = _load_passages(connection, corpus_id, records)
+        yield [_row(record, texts) for record in records]
+
+
+def _load_passages(connection: Connection, corpus_id: UUID, records: Sequence[Any]) -> dict[UUID, Any]:
+    wanted = {id_ for record in records for id_ in (record.seed_passage_id, record.positive_id, *record.negative_ids)}
+    statement = select(passages.c.passage_id, passages.c.source_id, passages.c.title, passages.c.text).where(
+        passages.c.corpus_id == corpus_id,
+        passages.c.passage_id == any_(bindparam("wanted", list(wanted), type_=ARRAY(Uuid))),
+    )
+    return {row.passage_id: row for row in connection.execute(statement).all()}
+
+
+def _row(record: Any, texts: dict[UUID, Any]) -> ExportRow:
+    place = {id_: index for index, id_ in enumerate(record.candidate_ids)}
+    positive, positive_at = texts[record.positive_id], place[record.positive_id]
+    negatives = [texts[id_] for id_ in record.negative_ids]
+    negatives_at = [place[id_] for id_ in record.negative_ids]
+    return {
+        "query_id": str(record.query_id),
+        "task_description": record.task_description,
+        "query_text": record.query_text,
+        "seed_passage_id": str(record.seed_passage_id),
+        "seed_source_id": texts[record.seed_passage_id].source_id,
+        "ordinal": record.ordinal,
+        "positive_id": str(record.positive_id),
+        "positive_source_id": positive.source_id,
+        "positive_title": positive.title,
+        "positive_text": positive.text,
+        "positive_span": record.positive_span,
+        "positive_changed": record.positive_changed,
+        "positive_rank": positive_at + 1,
+        "positive_score": record.candidate_scores[positive_at],
+        "positive_ql_score": record.ql_scores[positive_at],
+        "positive_rc_score": record.rc_scores[positive_at],
+        "positive_ql_rank": record.positive_ql_rank,
+        "positive_rc_rank": record.positive_rc_rank,
+        "positive_fused_score": record.positive_fused_score,
+        "seed_fused_score": record.seed_fused_score,
+        "negative_ids": [str(id_) for id_ in record.negative_ids],
+        "negative_source_ids": [negative.source_id for negative in negatives],
+        "negative_titles": [negative.title for negative in negatives],
+        "negative_texts": [negative.text for negative in negatives],
+        "negative_spans": record.negative_spans,
+        "negative_ranks": [at + 1 for at in negatives_at],
+        "negative_scores": [record.candidate_scores[at] for at in negatives_at],
+        "negative_ql_scores": [record.ql_scores[at] for at in negatives_at],
+        "negative_rc_scores": [record.rc_scores[at] for at in negatives_at],
+        "candidate_ids": [str(id_) for id_ in record.candidate_ids],
+        "candidate_scores": record.candidate_scores,
+        "ql_scores": record.ql_scores,
+        "rc_scores": record.rc_scores,
+        "provenance": record.provenance,
+        "judge": record.judge,
+    }

@@ -1,0 +1,54 @@
+"""What SentenceTransformerTrainer takes as it is: anchor, positive, negative, in this order and nothing else.
+
+A further column would become a further input of the model. The anchor is the query's text alone, a passage is its
+title and text with a blank between, the verbatim spans masked. Prompts are the trainer's business; the card has them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from cli.export.rows import ExportRow
+from shared.masking import mask
+
+
+def triplet_columns(num_negatives: int) -> list[str]:
+    """`pair`, `triplet` or `triplet-N`, as sentence-transformers names its dataset formats."""
+    if num_negatives == 1:
+        return ["anchor", "positive", "negative"]
+    return ["anchor", "positive", *(f"negative_{number}" for number in range(1, num_negatives + 1))]
+
+
+def write_triplets(batches: Iterable[list[ExportRow]], path: Path, num_negatives: int) -> Counter[str]:
+    """Writes the parquet file, one row group per batch; how many records were left out, by reason."""
+    columns, left_out = triplet_columns(num_negatives), Counter[str]()
+    schema = pa.schema([(name, pa.string()) for name in columns])
+    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        for rows in batches:
+            triplets = [dict(zip(columns, texts, strict=True)) for texts in _triplets(rows, num_negatives, left_out)]
+            writer.write_table(pa.Table.from_pylist(triplets, schema))
+    return left_out
+
+
+def _triplets(rows: list[ExportRow], num_negatives: int, left_out: Counter[str]) -> Iterator[list[str]]:
+    for row in rows:
+        positive = _masked(row["positive_title"], row["positive_text"], row["positive_span"])
+        negatives = [
+            _masked(*negative)
+            for negative in zip(row["negative_titles"], row["negative_texts"], row["negative_spans"], strict=True)
+        ]
+        if len(negatives) < num_negatives:
+            left_out["too_few_negatives"] += 1
+        elif not all((positive, *negatives)):
+            left_out["empty_when_masked"] += 1
+        else:
+            yield [row["query_text"], positive, *negatives]
+
+
+def _masked(title: str, text: str, span: list[int] | None) -> str:
+    return f"{title} {mask(text, (span[0], span[1]) if span else None)}".strip()
