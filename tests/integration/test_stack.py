@@ -16,6 +16,8 @@ import psutil
 import psycopg
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from cli.stack import down, ensure_stack, postgres, redis_server
 from cli.stack.processes import ProcessRecord, StackError
@@ -149,7 +151,7 @@ def test_postgres_wants_the_password_and_does_not_run_as_root(postgres_url: str)
         assert row == ("éä", "127.0.0.1")
         server = psutil.Process(connection.info.backend_pid)
         assert server.uids().real != 0
-    password = connection.info.password
+        password = connection.info.password
     with pytest.raises(psycopg.OperationalError, match="authentication failed"):
         psycopg.connect(plain(postgres_url).replace(password, "guess"))
 
@@ -166,7 +168,7 @@ def test_redis_wants_the_password_and_keeps_nothing(redis_url: str) -> None:
         assert client.config_get("appendonly") == {"appendonly": "no"}
         assert client.config_get("save") == {"save": ""}
         port = client.connection_pool.connection_kwargs["port"]
-    with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+    with redis.Redis(port=port, retry=Retry(NoBackoff(), 0)) as stranger, pytest.raises(redis.AuthenticationError):
         stranger.ping()
 
 
@@ -178,7 +180,7 @@ def test_a_missing_redis_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_killed_postgres_leaves_no_process_that_bars_the_next(home: Path) -> None:
-    server = postgres.prepare(home)
+    server = postgres.prepare(home, durable=False)
     with server.lock, running(server.spec, home) as first:
         with psycopg.connect(plain(server.url), autocommit=True) as connection:
             connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
@@ -191,7 +193,7 @@ def test_a_killed_postgres_leaves_no_process_that_bars_the_next(home: Path) -> N
             first.process.wait()
             assert backend.find() is not None
             server.lock.close()
-            again = postgres.prepare(home)
+            again = postgres.prepare(home, durable=False)
             query.join()
             assert backend.find() is None
     with again.lock, running(again.spec, home):

@@ -1,0 +1,328 @@
+"""Exports of a ledger on a real PostgreSQL, read back with the tools that users have."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import datasets
+import pytest
+from huggingface_hub import DatasetCard
+from pyarrow import parquet
+from sqlalchemy import Engine, create_engine, delete, insert, update
+
+from cli.corpus.store import import_corpus
+from cli.export.export import ExportFormat, export_run
+from cli.export.parquet_jsonl import SCHEMA
+from cli.export.rows import BATCH_RECORDS, read_rows
+from shared.errors import InvalidInputError, NotFoundError
+from shared.masking import mask, verbatim_span
+from shared.records import RunConfig, passage_id, query_id
+from shared.runs import Run, start_run
+from shared.schema import fret_records, passages, queries
+from shared.text_format import query_prompt
+
+RECORDS = 2 * BATCH_RECORDS + 7
+PASSAGES = [
+    (f"p{n}", f"Title {n}" if n % 3 else "", f"Passage {n} begins so. Its query, number {n}, stands here. It ends.")
+    for n in range(12)
+]
+TASKS = ["Given a query, find a passage that answers it", "Given a claim, find a passage that checks it"]
+
+
+@dataclass(frozen=True)
+class Ledger:
+    engine: Engine
+    run: Run
+    rows: list[dict[str, Any]]  # what an export of label version 1 must hold, in its order
+
+
+@pytest.fixture
+def ledger(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
+    """A run with RECORDS records: passage n is the seed, n + 1 the positive of every fifth, n + 4 the negative."""
+    engine = create_engine(database_url)
+    corpus = tmp_path_factory.mktemp("corpus") / "passages.jsonl"
+    corpus.write_text("".join(json.dumps({"_id": i, "title": t, "text": x}) + "\n" for i, t, x in PASSAGES))
+    import_corpus(engine, "twelve", corpus)
+    with engine.begin() as connection:
+        run = start_run(connection, "twelve", RunConfig(num_candidates=5))
+        made = [_record(run, number) for number in range(RECORDS)]
+        connection.execute(insert(queries), [query for query, _, _ in made])
+        connection.execute(insert(fret_records), [record for _, record, _ in made])
+    yield Ledger(engine, run, sorted((row for _, _, row in made), key=lambda row: UUID(row["query_id"]).int))
+    engine.dispose()
+
+
+def _record(run: Run, number: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """A query and a record as the ledger holds them, and the row that an export must make of them."""
+    candidates = [PASSAGES[(number + step) % len(PASSAGES)] for step in range(5)]
+    ids = [passage_id(title, body) for _, title, body in candidates]
+    seed, negative = candidates[0], candidates[4]
+    at = 1 if number % 5 == 0 else 0
+    positive = candidates[at]
+    words = f"its query,  number {PASSAGES.index(positive)}, stands here."  # two blanks and no capital: still verbatim
+    span = verbatim_span(words, positive[2])
+    assert span is not None
+    id_ = query_id(run.fingerprint, ids[0], number)
+    cosines = [0.9 - step / 10 for step in range(5)]
+    ql_scores = [-float(number + step) for step in range(5)]
+    rc_scores = [number / (step + 1) for step in range(5)]
+    common: dict[str, Any] = {
+        "task_description": TASKS[number % 3 == 0],
+        "query_text": words,
+        "ordinal": number,
+        "candidate_scores": cosines,
+        "ql_scores": ql_scores,
+        "rc_scores": rc_scores,
+        "provenance": {"teacher": "offline", "sentence": number},
+        "judge": {"teacher": "offline"},
+    }
+    labels: dict[str, Any] = {
+        "positive_ql_rank": 1 + number % 3,
+        "positive_rc_rank": 2,
+        "positive_fused_score": 1 / (1 + number % 3) + 1 / 2,
+        "seed_fused_score": 0.75,
+        "positive_changed": at == 1,
+        "positive_span": list(span),
+        "negative_spans": [None],
+    }
+    query = {
+        **common,
+        "run_id": run.run_id,
+        "query_id": id_,
+        "seed_passage_id": ids[0],
+        "candidate_ids": ids,
+    }
+    record = {
+        **labels,
+        "run_id": run.run_id,
+        "query_id": id_,
+        "label_version": 1,
+        "positive_id": ids[at],
+        "negative_ids": [ids[4]],
+    }
+    row = {
+        **common,
+        **labels,
+        "query_id": str(id_),
+        "seed_passage_id": str(ids[0]),
+        "seed_source_id": seed[0],
+        "positive_id": str(ids[at]),
+        "positive_source_id": positive[0],
+        "positive_title": positive[1],
+        "positive_text": positive[2],
+        "positive_rank": at + 1,
+        "positive_score": cosines[at],
+        "positive_ql_score": ql_scores[at],
+        "positive_rc_score": rc_scores[at],
+        "negative_ids": [str(ids[4])],
+        "negative_source_ids": [negative[0]],
+        "negative_titles": [negative[1]],
+        "negative_texts": [negative[2]],
+        "negative_ranks": [5],
+        "negative_scores": [cosines[4]],
+        "negative_ql_scores": [ql_scores[4]],
+        "negative_rc_scores": [rc_scores[4]],
+        "candidate_ids": [str(candidate) for candidate in ids],
+    }
+    return query, record, row
+
+
+def triplet(row: dict[str, Any]) -> dict[str, str]:
+    cut = mask(row["positive_text"], (row["positive_span"][0], row["positive_span"][1]))
+    return {
+        "anchor": row["query_text"],
+        "positive": f"{row['positive_title']} {cut}".strip(),
+        "negative": f"{row['negative_titles'][0]} {row['negative_texts'][0]}".strip(),
+    }
+
+
+def load(folder: Path, cache: Path) -> datasets.Dataset:
+    """The way that the card names."""
+    return datasets.load_dataset(str(folder), split="train", cache_dir=str(cache))
+
+
+def test_parquet_and_jsonl_hold_every_column_of_every_record(ledger: Ledger, tmp_path: Path) -> None:
+    for export_format in (ExportFormat.PARQUET, ExportFormat.JSONL):
+        report = export_run(ledger.engine, ledger.run.run_id, 1, export_format, tmp_path / export_format)
+        assert (report.records, report.left_out) == (RECORDS, {})
+
+    lines = (tmp_path / "jsonl" / "train.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == ledger.rows
+    file = parquet.ParquetFile(tmp_path / "parquet" / "train.parquet")
+    assert file.metadata.num_row_groups == 3  # written as it was read, a batch at a time
+    assert file.schema_arrow.equals(SCHEMA)
+    rows = file.read().to_pylist()
+    for row in rows:
+        row.update(provenance=json.loads(row["provenance"]), judge=json.loads(row["judge"]))
+    assert rows == ledger.rows
+    assert list(json.loads(lines[0])) == SCHEMA.names
+    assert load(tmp_path / "parquet", tmp_path / "cache").column_names == SCHEMA.names
+    assert load(tmp_path / "jsonl", tmp_path / "cache").num_rows == RECORDS
+
+
+def test_sentence_transformers_gets_three_columns_with_the_spans_masked(ledger: Ledger, tmp_path: Path) -> None:
+    folder = tmp_path / "triplets"
+    report = export_run(ledger.engine, ledger.run.run_id, 1, ExportFormat.SENTENCE_TRANSFORMERS, folder)
+
+    dataset = load(folder, tmp_path / "cache")
+    assert report.records == RECORDS
+    assert dataset.column_names == ["anchor", "positive", "negative"]
+    assert dataset.to_list() == [triplet(row) for row in ledger.rows]
+    assert all(verbatim_span(row["anchor"], row["positive"]) is None for row in dataset)
+
+
+def test_the_manifest_says_where_the_data_comes_from(ledger: Ledger, tmp_path: Path) -> None:
+    run = ledger.run
+    for export_format, masked in (("jsonl", "named"), ("parquet", "named"), ("sentence-transformers", "applied")):
+        folder = tmp_path / export_format
+        export_run(ledger.engine, run.run_id, 1, ExportFormat(export_format), folder)
+        manifest = json.loads((folder / "manifest.json").read_text())
+
+        ((name, file),) = manifest["files"].items()
+        data = (folder / name).read_bytes()
+        assert file == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        assert sorted(path.name for path in folder.iterdir()) == sorted([name, "README.md", "manifest.json"])
+        assert (manifest["format"], manifest["masked_spans"], manifest["label_version"]) == (export_format, masked, 1)
+        assert manifest["run"]["name"] == "twelve-1"
+        assert RunConfig(**manifest["run"]["config"]) == run.config
+        assert manifest["run"]["config_hash"] == run.config.sha256()
+        assert manifest["corpus"] == {
+            "name": "twelve",
+            "version": 1,
+            "content_hash": run.corpus_hash,
+            "passage_count": len(PASSAGES),
+        }
+        assert manifest["counts"] == {
+            "records": RECORDS,
+            "left_out": {},
+            "positives_changed": sum(row["positive_changed"] for row in ledger.rows),
+            "positives_with_span": RECORDS,
+            "negatives_with_span": 0,
+        }
+
+
+def test_the_card_names_the_masking_and_the_prompts(ledger: Ledger, tmp_path: Path) -> None:
+    for export_format in ExportFormat:
+        export_run(ledger.engine, ledger.run.run_id, 1, export_format, tmp_path / export_format)
+    cards = {name: DatasetCard.load(tmp_path / name / "README.md") for name in ExportFormat}
+
+    assert "**masked: cut out" in cards[ExportFormat.SENTENCE_TRANSFORMERS].text
+    assert "**unmasked**" in cards[ExportFormat.PARQUET].text
+    for card in cards.values():
+        assert "twelve-1" in card.data.pretty_name
+        assert "no LLM" in card.text
+        counted = Counter(row["task_description"] for row in ledger.rows).most_common()
+        assert "\n".join(f"- {task} ({number:,})" for task, number in counted) in card.text
+    code = re.findall(r"```python\n(.*?)```", cards[ExportFormat.SENTENCE_TRANSFORMERS].text, re.DOTALL)[-1]
+    (prompts,) = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Dict)]
+    assert ast.literal_eval(prompts) == {
+        "anchor": query_prompt(TASKS[0]),
+        "positive": "title: none | text: ",
+        "negative": "title: none | text: ",
+    }
+
+
+def test_the_same_records_give_the_same_bytes(ledger: Ledger, tmp_path: Path) -> None:
+    for export_format in ExportFormat:
+        for name in ("one", "two"):
+            export_run(ledger.engine, ledger.run.run_id, 1, export_format, tmp_path / name / export_format)
+        for path in (tmp_path / "one" / export_format).iterdir():
+            assert path.read_bytes() == (tmp_path / "two" / export_format / path.name).read_bytes()
+
+
+def test_pages_neither_lose_nor_repeat_a_record(ledger: Ledger) -> None:
+    with ledger.engine.connect() as connection:
+        pages = list(read_rows(connection, ledger.run.run_id, ledger.run.corpus_id, 1, batch_records=19))
+
+    assert {len(page) for page in pages[:-1]} == {19}
+    assert [row for page in pages for row in page] == ledger.rows
+
+
+def test_more_negatives_make_more_columns_and_unusable_records_are_counted(ledger: Ledger, tmp_path: Path) -> None:
+    by_positive = {row["positive_id"]: row for row in ledger.rows}
+    whole, too_few, all_masked = list(by_positive.values())[:3]
+    with ledger.engine.begin() as connection:
+        kept = [UUID(row["query_id"]) for row in (whole, too_few, all_masked)]
+        connection.execute(delete(fret_records).where(fret_records.c.query_id.not_in(kept)))
+        for row in (whole, all_masked):
+            connection.execute(
+                update(fret_records)
+                .where(fret_records.c.query_id == UUID(row["query_id"]))
+                .values(negative_ids=[UUID(id_) for id_ in row["candidate_ids"][2:4]], negative_spans=[None, [0, 8]])
+            )
+        connection.execute(
+            update(passages)
+            .where(passages.c.passage_id == UUID(all_masked["positive_id"]))
+            .values(title="", text=all_masked["positive_text"][slice(*all_masked["positive_span"])])
+        )
+        connection.execute(
+            update(fret_records)
+            .where(fret_records.c.query_id == UUID(all_masked["query_id"]))
+            .values(positive_span=[0, len(all_masked["positive_text"])])
+        )
+    folder = tmp_path / "triplets"
+
+    report = export_run(ledger.engine, ledger.run.run_id, 1, ExportFormat.SENTENCE_TRANSFORMERS, folder)
+
+    (row,) = load(folder, tmp_path / "cache").to_list()
+    assert list(row) == ["anchor", "positive", "negative_1", "negative_2"]
+    assert row["anchor"] == whole["query_text"]
+    assert "begins so" in row["negative_1"]
+    assert "Passage" not in row["negative_2"]
+    assert (report.records, report.left_out) == (1, {"too_few_negatives": 1, "empty_when_masked": 1})
+    assert "left out of this format: too_few_negatives | 1 |" in (folder / "README.md").read_text()
+
+
+def test_what_stands_at_the_output_is_never_touched(ledger: Ledger, tmp_path: Path) -> None:
+    taken, empty, file = tmp_path / "taken", tmp_path / "empty", tmp_path / "file"
+    taken.mkdir()
+    empty.mkdir()
+    for path in (taken / "mine.txt", file):
+        path.write_text("mine")
+
+    for output_dir in (taken, file, file / "below"):
+        with pytest.raises(InvalidInputError, match=re.escape(str(output_dir))):
+            export_run(ledger.engine, ledger.run.run_id, 1, ExportFormat.JSONL, output_dir)
+    export_run(ledger.engine, ledger.run.run_id, 1, ExportFormat.JSONL, empty)
+
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        *("empty", "empty/README.md", "empty/manifest.json", "empty/train.jsonl"),
+        *("file", "taken", "taken/mine.txt"),
+    ]
+    assert file.read_text() == (taken / "mine.txt").read_text() == "mine"
+
+
+def test_an_export_that_fails_leaves_nothing_behind(ledger: Ledger, tmp_path: Path) -> None:
+    last = ledger.rows[-1]
+    with ledger.engine.begin() as connection:  # two batches are on disk when the third finds its passage gone
+        connection.execute(
+            update(fret_records)
+            .where(fret_records.c.query_id == UUID(last["query_id"]))
+            .values(positive_id=passage_id("", "nowhere"))
+        )
+
+    for export_format in ExportFormat:
+        with pytest.raises(KeyError):
+            export_run(ledger.engine, ledger.run.run_id, 1, export_format, tmp_path / "export")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_records_is_no_export(ledger: Ledger, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="label version 2"):
+        export_run(ledger.engine, ledger.run.run_id, 2, ExportFormat.JSONL, tmp_path / "export")
+    with pytest.raises(NotFoundError, match="no run"):
+        export_run(ledger.engine, UUID(int=1), 1, ExportFormat.JSONL, tmp_path / "export")
+    with ledger.engine.begin() as connection:
+        connection.execute(delete(fret_records))
+    with pytest.raises(NotFoundError, match="no records"):
+        export_run(ledger.engine, ledger.run.run_id, 1, ExportFormat.JSONL, tmp_path / "export")
+    assert list(tmp_path.iterdir()) == []

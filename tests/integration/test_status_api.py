@@ -1,0 +1,186 @@
+"""The status API over a real ledger: its figures are the ledger's, its errors say what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine, create_engine, select, text
+
+from cli.corpus.store import import_corpus
+from cli.stack.processes import free_port
+from services.status.app import create_app
+from shared import ledger
+from shared.database import make_engine
+from shared.errors import SettingError
+from shared.records import Dropped, RunConfig
+from shared.runs import Run, start_run
+from shared.schema import shards
+from shared.stages import Stage
+from tests.servers import until
+
+RUNS = 5
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    made = create_engine(database_url)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def client(engine: Engine) -> Iterator[TestClient]:
+    with TestClient(create_app(lambda: engine)) as made:
+        yield made
+
+
+@pytest.fixture
+def runs(engine: Engine, tmp_path: Path) -> list[Run]:
+    """Runs over ten passages in shards of four, the newest last."""
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"_id": str(i), "text": f"Passage {i} of ten."}) + "\n" for i in range(10)))
+    import_corpus(engine, "ten", corpus)
+    made = []
+    for seed in range(RUNS):
+        with engine.begin() as connection:
+            made.append(start_run(connection, "ten", RunConfig(seed=seed, shard_size=4)))
+    return made
+
+
+def test_health_needs_no_database() -> None:
+    def never() -> Engine:
+        raise AssertionError("the database was asked for")
+
+    answer = TestClient(create_app(never)).get("/healthz")
+    assert answer.status_code == 200
+    assert answer.json() == {"status": "ok", "version": version("fretwork")}
+
+
+def test_a_run_is_shown_as_the_ledger_has_it(engine: Engine, client: TestClient, runs: list[Run]) -> None:
+    run = runs[0]
+    with engine.begin() as connection:
+        sizes = select(shards.c.shard_id).where(shards.c.run_id == run.run_id, shards.c.stage == Stage.GENERATE)
+        first, second, third = connection.execute(sizes.order_by(shards.c.item_count.desc())).scalars()
+        done = ledger.claim(connection, first, "me", 45)
+        assert done is not None
+        ledger.finish(connection, done, [Dropped(item, "no_sentence") for item in done.item_ids], [])
+        dead = ledger.claim(connection, second, "me", 45)
+        assert dead is not None
+        ledger.fail(connection, dead, SettingError("the endpoint has no log-probabilities"))
+        assert ledger.claim(connection, third, "me", 45) is not None
+    answer = client.get(f"/runs/{run.name}")
+    assert answer.status_code == 200
+    seen = answer.json()
+    assert (seen["run"], seen["run_id"], seen["state"]) == ("ten-1", str(run.run_id), "running")
+    assert seen["config"] == run.config.model_dump(mode="json")
+    by_stage = {stage["stage"]: stage for stage in seen["stages"]}
+    generate = by_stage["generate"]
+    assert {key: generate[key] for key in ("total", "done", "claimed", "dead", "reasons")} == {
+        "total": 10,
+        "done": 4,
+        "claimed": 2,
+        "dead": 4,
+        "reasons": {"no_sentence": 4},
+    }
+    assert generate["rate"] == pytest.approx(4.0)
+    assert generate["eta_s"] == pytest.approx(2 / 4.0)
+    assert (by_stage["index"]["done"], by_stage["index"]["eta_s"]) == (0, None)
+    assert seen["dead"] == [
+        {
+            "stage": "generate",
+            "shards": 1,
+            "error_type": "SettingError",
+            "error_message": "the endpoint has no log-probabilities",
+        }
+    ]
+    sums = seen["conservation"]
+    assert (sums["sampled"], sums["passages_dropped"], sums["passages_open"], sums["holds"]) == (10, 4, 6, True)
+
+    assert client.get(f"/runs/{run.run_id}").json()["run"] == "ten-1"
+    assert client.get("/runs/latest").json()["run"] == f"ten-{RUNS}"
+
+
+def test_counts_that_do_not_add_up_are_said_not_to(engine: Engine, client: TestClient, runs: list[Run]) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM shards WHERE stage = 'generate'"))
+    assert client.get(f"/runs/{runs[0].name}").json()["conservation"]["holds"] is False
+
+
+def test_the_pages_hold_every_run_once_newest_first(client: TestClient, runs: list[Run]) -> None:
+    names: list[str] = []
+    sizes: list[int] = []
+    after: dict[str, str] = {}
+    while True:
+        page = client.get("/runs", params={"limit": "2", **after}).json()
+        names += [run["name"] for run in page["runs"]]
+        sizes.append(len(page["runs"]))
+        if page["next"] is None:
+            break
+        after = {"after": page["next"]}
+    assert names == [run.name for run in reversed(runs)]
+    assert sizes == [2, 2, 1]
+    assert client.get("/runs", params={"limit": RUNS}).json()["next"] is None
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "advice"),
+    [
+        ("/runs/ten-9", 404, "GET /runs"),
+        ("/runs/0f8d1c9e-6a53-5d0e-8c11-2b1f6b7f4a10", 404, "GET /runs"),
+        ("/runs?after=ten-9", 404, "GET /runs"),
+        ("/runs/%00", 422, "/openapi.json"),
+        ("/runs?limit=0", 422, "limit"),
+        ("/nothing", 404, "/openapi.json"),
+    ],
+)
+def test_an_error_is_a_problem_that_says_what_to_do(client: TestClient, path: str, status: int, advice: str) -> None:
+    answer = client.get(path)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["status"] == status
+    assert advice in problem["detail"]
+
+
+def test_nothing_can_be_written(client: TestClient, runs: list[Run]) -> None:
+    answer = client.post(f"/runs/{runs[0].name}")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+
+
+def test_a_database_that_does_not_answer_is_a_503() -> None:
+    nowhere = make_engine("postgresql+psycopg://nobody:secret@127.0.0.1:1/none")
+    answer = TestClient(create_app(lambda: nowhere)).get("/runs")
+    assert answer.status_code == 503
+    assert "try again" in answer.json()["detail"]
+    assert "secret" not in answer.text
+
+
+def test_the_service_answers_as_a_process(database_url: str, runs: list[Run]) -> None:
+    port = free_port()
+    env = {**os.environ, "FRETWORK_DATABASE_URL": database_url, "FRETWORK_STATUS_PORT": str(port)}
+
+    def get(path: str) -> int:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+                return int(answer.status)
+        except urllib.error.URLError:
+            return 0
+
+    with subprocess.Popen([sys.executable, "-m", "services.status"], env=env) as service:
+        try:
+            until(lambda: service.poll() is not None or get("/healthz") == 200, 30)
+            assert get("/runs/latest") == 200
+        finally:
+            service.terminate()
+    assert service.returncode == -signal.SIGTERM  # uvicorn ends in order and then lets the signal have its way
