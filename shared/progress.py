@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from shared.runs import Run
 from shared.stages import RUN_STAGES, Stage
 
 RATE_WINDOW_S = 60
@@ -111,3 +113,43 @@ def conservation(connection: Connection, run_id: UUID, label_version: int = 1) -
         .one()
     )
     return Conservation(**{key: int(value) for key, value in row.items()})
+
+
+def describe(connection: Connection, run: Run) -> dict[str, Any]:
+    """Everything about a run as plain values: what --json, the status API and the demo's report show."""
+    sums = conservation(connection, run.run_id)
+    dead = connection.execute(
+        text(
+            "SELECT stage, count(*) AS shards, error_type, error_message FROM shards "
+            "WHERE run_id = :run_id AND state = 'dead' GROUP BY stage, error_type, error_message ORDER BY 1, 3, 4"
+        ),
+        {"run_id": run.run_id},
+    ).mappings()
+    return {
+        "run_id": str(run.run_id),
+        "run": run.name,
+        "state": run.state,
+        "config": run.config.model_dump(mode="json"),
+        "stages": [asdict(stage) for stage in stage_progress(connection, run.run_id)],
+        "conservation": {**asdict(sums), "holds": sums.holds},
+        "dead": [dict(row) for row in dead],
+    }
+
+
+def list_runs(connection: Connection, limit: int, after: str | None = None) -> list[dict[str, Any]]:
+    """The newest runs, or those that come after the run named `after`: rows with the count of records."""
+    rows = connection.execute(
+        text(
+            """
+            SELECT run_id, name, state, created_at, finished_at, sampled_count,
+                   (SELECT count(*) FROM fret_records
+                    WHERE fret_records.run_id = runs.run_id AND label_version = 1) AS records
+            FROM runs
+            WHERE CAST(:after AS text) IS NULL
+               OR (created_at, name) < (SELECT created_at, name FROM runs WHERE name = :after)
+            ORDER BY created_at DESC, name DESC LIMIT :limit
+            """
+        ),
+        {"after": after, "limit": limit},
+    ).mappings()
+    return [dict(row) for row in rows]

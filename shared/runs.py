@@ -64,11 +64,7 @@ def find_policy(connection: Connection, run: Run, label_version: int) -> LabelPo
 
 def draft_run(connection: Connection, corpus_name: str, config: RunConfig) -> Run:
     """The run that `start_run` would start now; nothing is written. Raises NotFoundError without such a corpus."""
-    corpus = (
-        connection.execute(select(corpora).where(corpora.c.name == corpus_name).with_for_update())
-        .mappings()
-        .one_or_none()
-    )
+    corpus = connection.execute(select(corpora).where(corpora.c.name == corpus_name)).mappings().one_or_none()
     if corpus is None:
         raise NotFoundError(f"there is no corpus {corpus_name!r}: `fretwork corpus add {corpus_name} PATH` makes it")
     number = connection.execute(
@@ -95,6 +91,8 @@ def start_run(connection: Connection, corpus_name: str, config: RunConfig) -> Ru
 
     Raises NotFoundError where there is no such corpus.
     """
+    # one start at a time: the run's number counts those before it
+    connection.execute(select(corpora.c.corpus_id).where(corpora.c.name == corpus_name).with_for_update())
     run = draft_run(connection, corpus_name, config)
     frozen = {field.name: getattr(run, field.name) for field in fields(run)}
     connection.execute(

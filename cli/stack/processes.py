@@ -95,9 +95,7 @@ class Child:
     def last_words(self) -> str:
         """The end of its output, for an error message."""
         lines = self.output().splitlines()[-TAIL_LINES:]
-        return "\n".join(
-            [*(f"    {line}" for line in lines), f"  {'the whole' if lines else 'an empty'} log: {self.log}"]
-        )
+        return "\n".join([*(f"    {line}" for line in lines), f"  in {self.log}"])
 
     def ending(self) -> str:
         """How it ended, in words; only for one that has."""
@@ -169,7 +167,7 @@ def stop(children: Iterable[Child]) -> None:
             child.process.wait()
 
 
-def stop_orphans(records: Iterable[ProcessRecord], grace_s: float = 10.0) -> list[str]:
+def stop_orphans(records: Iterable[ProcessRecord], grace_s: float = 30.0) -> list[str]:
     """Ends those of a dead supervisor's children that still run; returns their names.
 
     Raises StackError where one does not end.
@@ -190,15 +188,23 @@ def stop_orphans(records: Iterable[ProcessRecord], grace_s: float = 10.0) -> lis
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on.
+    """A port of 127.0.0.1 that nothing listens on. Raises StackError where there is none.
 
     From below the range that systems give to outgoing connections: a client that tries again while its server is
     being restarted could be given that very port, and keep the server from it.
     """
-    for _ in range(100):
-        port = 20_000 + secrets.randbelow(12_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    candidates = (20_000 + secrets.randbelow(12_000) for _ in range(100))
+    port = next((port for port in candidates if is_free(port)), None)
+    if port is None:
+        raise StackError("no free port between 20000 and 32000 on 127.0.0.1")
+    return port
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
             probe.bind(("127.0.0.1", port))
-            return port
-    raise StackError("no free port between 20000 and 32000 on 127.0.0.1")
+        except OSError:
+            return False
+        return True

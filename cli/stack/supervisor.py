@@ -18,7 +18,17 @@ from types import FrameType, TracebackType
 from sqlalchemy.exc import OperationalError
 
 from cli.stack import children, postgres, redis_server
-from cli.stack.processes import Child, ChildSpec, ProcessRecord, StackError, free_port, start, stop, stop_orphans
+from cli.stack.processes import (
+    Child,
+    ChildSpec,
+    ProcessRecord,
+    StackError,
+    free_port,
+    is_free,
+    start,
+    stop,
+    stop_orphans,
+)
 from cli.stack.state import (
     Addresses,
     StackState,
@@ -78,7 +88,7 @@ class Supervisor:
         left_over = read_state(self.home)
         if left_over is not None:
             ended = stop_orphans(left_over.children)
-            say(f"the last stack was killed; {', '.join(ended) if ended else 'nothing'} of it still ran and was ended")
+            say("the last stack was killed" + (f"; ended what was left of it: {', '.join(ended)}" if ended else ""))
         write_state(self.home, self._state)
         return self
 
@@ -188,11 +198,14 @@ def run_stack(home: Path, *, workers: Mapping[str, int] = children.WORKERS) -> N
                 broker = redis_server.prepare(home)
                 supervisor.start(broker.spec)
                 broker_url = broker.url
-            port = free_port()
-            addresses = Addresses(
-                database_url=database_url, broker_url=broker_url, status_url=f"http://127.0.0.1:{port}"
-            )
+            port = settings.status_port
+            if "status_port" not in settings.model_fields_set and not is_free(port):
+                port = free_port()  # another home's stack has the usual one
+            host = settings.status_host.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - where it answers, not where it listens
+            status_url = f"http://{host}:{port}"
+            addresses = Addresses(database_url=database_url, broker_url=broker_url, status_url=status_url)
             supervisor.start(children.dispatcher(home, addresses), children.status(home, addresses, port))
             supervisor.start(*(children.worker(home, addresses, *queue) for queue in workers.items()))
         supervisor.publish(addresses)
+        say("everything is ready" + (f"; the status API answers at {addresses.status_url}" if workers else ""))
         supervisor.watch()

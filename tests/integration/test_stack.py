@@ -239,3 +239,11 @@ def test_servers_named_in_the_environment_are_used_and_none_is_started(
     with ensure_stack(home) as addresses:
         assert (addresses.database_url, addresses.broker_url) == (database_url, redis_url)
         assert list(home.iterdir()) == []
+
+
+def test_a_postgres_that_outlived_its_supervisor_is_ended(home: Path) -> None:
+    server = postgres.prepare(home, durable=False)
+    with running(server.spec, home) as orphan:
+        server.lock.close()
+        with postgres.prepare(home, durable=False).lock:
+            assert not psutil.pid_exists(orphan.process.pid)

@@ -20,6 +20,7 @@ from sqlalchemy import Engine, create_engine, select, text
 from cli.corpus.store import import_corpus
 from cli.stack.processes import free_port
 from services.status.app import create_app
+from services.status.models import RunStatus
 from shared import ledger
 from shared.database import make_engine
 from shared.errors import SettingError
@@ -133,24 +134,30 @@ def test_the_pages_hold_every_run_once_newest_first(client: TestClient, runs: li
     assert client.get("/runs", params={"limit": RUNS}).json()["next"] is None
 
 
-@pytest.mark.parametrize(
-    ("path", "status", "advice"),
-    [
+def test_an_error_is_a_problem_that_says_what_to_do(client: TestClient) -> None:
+    for path, status, advice in (
         ("/runs/ten-9", 404, "GET /runs"),
         ("/runs/0f8d1c9e-6a53-5d0e-8c11-2b1f6b7f4a10", 404, "GET /runs"),
         ("/runs?after=ten-9", 404, "GET /runs"),
         ("/runs/%00", 422, "/openapi.json"),
         ("/runs?limit=0", 422, "limit"),
         ("/nothing", 404, "/openapi.json"),
-    ],
-)
-def test_an_error_is_a_problem_that_says_what_to_do(client: TestClient, path: str, status: int, advice: str) -> None:
-    answer = client.get(path)
-    assert answer.status_code == status
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem = answer.json()
-    assert problem["status"] == status
-    assert advice in problem["detail"]
+    ):
+        answer = client.get(path)
+        problem = answer.json()
+        assert (answer.status_code, problem["status"]) == (status, status), path
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert advice in problem["detail"]
+
+
+def test_the_api_describes_itself(client: TestClient) -> None:
+    described = client.get("/openapi.json").json()
+    assert set(described["paths"]) == {"/healthz", "/runs", "/runs/{run}"}
+    for path in ("/runs", "/runs/{run}"):
+        answers = described["paths"][path]["get"]["responses"]
+        assert all(set(answers[code]["content"]) == {"application/problem+json"} for code in ("404", "422", "503"))
+    (example,) = described["components"]["schemas"]["RunStatus"]["examples"]
+    RunStatus.model_validate(example)
 
 
 def test_nothing_can_be_written(client: TestClient, runs: list[Run]) -> None:

@@ -1,0 +1,61 @@
+# What newcomers, developers and CI run. All that it installs lies in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+UV := uv==0.13.9
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-unit lint format lock clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo "Another Python than python3: make PYTHON=python3.12 demo. What each does: docs/development.md"
+
+setup: $(BIN)/.installed ## make .venv from requirements.lock (the other targets do so by themselves)
+
+demo: setup ## run the whole job on this machine and print what the training gained
+	$(BIN)/fretwork demo
+
+test: setup ## all tests that need no GPU, no vLLM and no Qdrant server
+	$(BIN)/python -m pytest -m "not gpu and not vllm and not qdrant"
+
+test-unit: setup ## the fast tests, without servers
+	$(BIN)/python -m pytest tests/unit
+
+lint: setup ## style, format, strict types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: setup ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(BIN)/python ## pin anew what pyproject.toml asks for; versions already locked stay
+	$(PIP) install --quiet "$(UV)"
+	$(BIN)/uv pip compile pyproject.toml --extra local --extra dev --output-file requirements.lock --quiet \
+		--universal --python-version 3.11 --no-python-downloads --generate-hashes --no-emit-package torch \
+		--custom-compile-command "make lock"
+
+clean: ## remove .venv and every cache; .fretwork, where your runs are, stays
+	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "error: there is no $(PYTHON) here: install Python 3.11 to 3.14," \
+		"or name one, as in \`make PYTHON=python3.12 demo\`" >&2; exit 1; }
+	@$(PYTHON) scripts/check_python.py
+	$(PYTHON) -m venv --clear .venv
+
+# The lock is complete, so pip resolves nothing (--no-deps); torch comes next, with its CUDA packages where it has any.
+# The project itself goes last and offline: it fails if pyproject.toml asks for what is not locked.
+$(BIN)/.installed: requirements.lock requirements-torch.txt pyproject.toml | $(BIN)/python
+	@echo "installing into .venv: about 340 MB, then torch ..."
+	@$(PIP) install --quiet --no-deps --only-binary :all: --require-hashes -r requirements.lock \
+		&& $(PIP) install --only-binary :all: -r requirements-torch.txt \
+		|| { echo "error: the packages could not be installed: where pip found no matching distribution, use Python 3.11" \
+		"to 3.14 on Linux with glibc or macOS on ARM; else look at the network and the disk, and run make again" >&2; exit 1; }
+	@$(PIP) install --quiet --no-index --no-build-isolation --editable ".[local,dev]" \
+		|| { echo "error: pyproject.toml asks for what requirements.lock does not hold: run \`make lock\`" >&2; exit 1; }
+	@touch $@

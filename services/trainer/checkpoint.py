@@ -1,0 +1,66 @@
+"""Checkpoints of a training: folders `checkpoint-{step}`, each there whole or not at all. Knows nothing of training.
+
+A checkpoint is written beside its place, forced to the disk and renamed into place, so whatever moment the process or
+the machine dies at, a folder of that name is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+KEPT = 2
+
+
+def save_checkpoint(work_dir: Path, step: int, state: dict[str, Any]) -> None:
+    """Writes `work_dir/checkpoint-{step}` and removes all but the last KEPT."""
+    unfinished = work_dir / f"unfinished-{step}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    torch.save(state, unfinished / "state.pt")
+    rename_durably(unfinished, work_dir / f"checkpoint-{step}")
+    for _, old in _checkpoints(work_dir)[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def newest_checkpoint(folders: Iterable[Path]) -> Path | None:
+    """The complete checkpoint of the highest step in any of `folders`; of equals the one in the last folder."""
+    found = [checkpoint for folder in folders for checkpoint in _checkpoints(folder)]
+    return max(found, key=lambda checkpoint: checkpoint[0])[1] if found else None
+
+
+def load_checkpoint(checkpoint: Path, device: torch.device) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(checkpoint / "state.pt", map_location=device, weights_only=True)
+    return state
+
+
+def rename_durably(source: Path, target: Path) -> None:
+    """Moves a folder into its place once all that is in it is on the disk; what stood there goes."""
+    for path in [*source.rglob("*"), source]:
+        _fsync(path)
+    if target.exists():
+        shutil.rmtree(target)
+    source.rename(target)
+    _fsync(target.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, folder) in the order of steps."""
+    if not folder.is_dir():
+        return []
+    named = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.iterdir())
+    return sorted((int(name[1]), path) for name, path in named if name)

@@ -1,0 +1,110 @@
+"""The trainer's subprocess: `python -m services.trainer.child train|evaluate`. The only process that imports torch.
+
+The parent, the trainer's worker, writes one JSON object as the first line of standard input and keeps the pipe open:
+when it closes, because the parent has died, this process ends at once. Standard output carries JSON lines: any number
+of {"type": "progress", …}, then one {"type": "result", …} (exit status 0) or
+{"type": "error", "error_type": …, "message": …} (exit status 1). Logs go to standard error.
+
+    train     {"database_url", "run_id", "label_version", "config": TrainingConfig, "work_dir", "resume_from": [dirs],
+               "about": {…}}; the result is train's facts and "model_dir", from where the parent moves the model
+    evaluate  {"config": EvaluationConfig, "per_query_file"}; the result is evaluate's report
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import UUID
+
+import orjson
+from sqlalchemy import create_engine
+
+from services.trainer.config import EvaluationConfig, TrainingConfig
+from services.trainer.evaluate import evaluate
+from services.trainer.mixture import LedgerRecords
+from services.trainer.train import Progress, train
+from shared.errors import InvalidInputError
+
+PROGRESS_EVERY_S = 0.5
+ORPHANED = 3  # exit status when the parent is gone
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+def main() -> int:
+    # libraries may print: what is not ours goes to standard error
+    lines = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+
+    def emit(message: dict[str, Any]) -> None:
+        lines.write(orjson.dumps(message) + b"\n")
+        lines.flush()
+
+    try:
+        spec = orjson.loads(sys.stdin.buffer.readline())
+        threading.Thread(target=_end_with_parent, args=(sys.stdin.buffer,), daemon=True).start()
+        result = {"train": run_training, "evaluate": run_evaluation}[sys.argv[1]](spec, emit)
+    except Exception as error:
+        traceback.print_exc()
+        emit({"type": "error", "error_type": type(error).__name__, "message": str(error), **_where(error)})
+        return 1
+    emit({"type": "result", **result})
+    return 0
+
+
+def run_training(spec: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Trains as the spec says; progress is {"step", "total_steps", "loss", "examples_per_s", "eta_s"}."""
+    source = LedgerRecords(create_engine(spec["database_url"]), UUID(spec["run_id"]), spec["label_version"])
+    last = -PROGRESS_EVERY_S
+
+    def on_progress(progress: Progress) -> None:
+        nonlocal last
+        if progress.step == progress.total_steps or time.monotonic() - last >= PROGRESS_EVERY_S:
+            emit({"type": "progress", **asdict(progress)})
+            last = time.monotonic()
+
+    return train(
+        TrainingConfig(**spec["config"]),
+        source,
+        Path(spec["work_dir"]),
+        resume_from=[Path(folder) for folder in spec.get("resume_from", ())],
+        about=spec.get("about"),
+        on_progress=on_progress,
+    )
+
+
+def run_evaluation(spec: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Evaluates as the spec says; progress is {"done", "total"} in texts encoded."""
+    per_query_file = spec.get("per_query_file")
+    return evaluate(
+        EvaluationConfig(**spec["config"]),
+        per_query_file=Path(per_query_file) if per_query_file else None,
+        on_progress=lambda done, total: emit({"type": "progress", "done": done, "total": total}),
+    )
+
+
+def _where(error: Exception) -> dict[str, Any]:
+    """What InvalidInputError is made of, so that the parent can raise the same."""
+    if not isinstance(error, InvalidInputError):
+        return {}
+    return {"path": str(error.path), "line": error.line, "rule": error.rule}
+
+
+def _end_with_parent(pipe: BinaryIO) -> None:
+    while pipe.read(1):
+        pass
+    os._exit(ORPHANED)
+
+
+if __name__ == "__main__":
+    # not sys.exit: the thread that reads standard input would hold the interpreter's shutdown
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)

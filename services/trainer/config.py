@@ -1,0 +1,79 @@
+"""What decides a training or an evaluation: frozen values, kept with it in the ledger. No torch here."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from shared.models import WHEEL_MODEL
+
+
+class TrainingConfig(BaseModel):
+    """Everything, beside the records, that decides the trained weights.
+
+    The paper (arXiv 2403.20327) names no batch size, learning rate, temperature, lengths or Matryoshka weights: these
+    defaults are this project's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_name_or_path: str = Field(
+        WHEEL_MODEL, description="the base: a SentenceTransformer folder, a hub name or all-MiniLM-L6-v2"
+    )
+    prompts: Literal["gecko", "none"] = Field(
+        "gecko",
+        description="how texts are written: gecko as in the paper (`task: … | query: …`, `title: … | text: …`); "
+        "none: the bare query, and the passage's title and text, for a base that was trained so",
+    )
+    per_device_train_batch_size: int = Field(64, ge=2, description="queries per step; their positives are in-batch")
+    num_train_epochs: int = Field(1, ge=1, description="passes over the records")
+    learning_rate: float = Field(2e-5, gt=0, description="the highest, after warm-up; it then falls linearly to 0")
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+    temperature: float = Field(0.05, gt=0, description="τ of the loss; sentence-transformers' `scale` is 1/temperature")
+    hard_negatives: bool = Field(True, description="each query's own hard negatives count")
+    same_tower_negatives: bool = Field(True, description="the batch's other queries count as negatives")
+    matryoshka_dims: tuple[int, ...] = Field(
+        (256, 128, 64), description="dimensions trained beside the model's full one, which always is"
+    )
+    matryoshka_weights: tuple[float, ...] | None = Field(
+        None, description="the loss's weight for each of matryoshka_dims; 1 by default, as for the full dimension"
+    )
+    query_max_len: int = Field(64, ge=4, description="tokens of a query, its prompt included; the rest is cut")
+    passage_max_len: int = Field(128, ge=4, description="tokens of a passage; the rest is cut")
+    mask_probability: float = Field(
+        0.9, ge=0, le=1, description="how often a query that stands verbatim in its passage is taken out of it"
+    )
+    interpolation: float = Field(
+        1.0, ge=0, le=1, description="share of the tuned weights in the exported ones; the rest is the base's"
+    )
+    seed: int = Field(0, description="seeds the order of the records, the masks and the dropout")
+    checkpoint_every_s: float = Field(60.0, ge=0, description="seconds between checkpoints; 0: after every step")
+
+    @model_validator(mode="after")
+    def _dims_are_sound(self) -> Self:
+        dims, weights = self.matryoshka_dims, self.matryoshka_weights
+        if len(set(dims)) != len(dims) or any(dim < 1 for dim in dims):
+            raise ValueError("matryoshka_dims must be different positive numbers")
+        if weights is not None and (len(weights) != len(dims) or any(weight < 0 for weight in weights)):
+            raise ValueError("matryoshka_weights must be one non-negative number for each of matryoshka_dims")
+        return self
+
+    def weight_by_dim(self, full_dim: int) -> dict[int, float]:
+        """The loss's weight per dimension, the largest first; the model's full dimension is always among them."""
+        weights = self.matryoshka_weights or (1.0,) * len(self.matryoshka_dims)
+        by_dim = {full_dim: 1.0, **dict(zip(self.matryoshka_dims, weights, strict=True))}
+        return dict(sorted(by_dim.items(), reverse=True))
+
+
+class EvaluationConfig(BaseModel):
+    """A model, perhaps a baseline, and the judged queries that they are measured on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(description="a SentenceTransformer folder, a hub name or all-MiniLM-L6-v2")
+    baseline: str | None = Field(None, description="the model to compare with, as before against after")
+    beir_dir: str = Field(description="a BEIR folder: corpus.jsonl, queries.jsonl, qrels/{split}.tsv")
+    split: str = Field("test", description="which of the folder's qrels")
+    dims: tuple[int, ...] | None = Field(None, description="dimensions to measure at; the model's full one by default")
+    seed: int = Field(0, description="seeds the bootstrap of the confidence intervals")

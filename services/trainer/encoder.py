@@ -1,0 +1,98 @@
+"""The encoder that is trained and measured: loads a base, and encodes token ids fast, with gradients.
+
+Texts are encoded in chunks of like length, so that hardly anything is padding, whatever the batch holds: the batch's
+composition stays one of chance. Nothing here knows of queries, losses or files other than the base's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from shared.errors import SettingError
+from shared.models import resolve_model
+
+# Padded tokens encoded at once. A CPU's caches want few (measured: docs/decisions.md), a GPU wants many.
+CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS = 2048, 65536
+
+
+def load_model(name_or_path: str) -> SentenceTransformer:
+    """The model, in evaluation mode. Raises SettingError where it cannot be loaded."""
+    try:
+        model = SentenceTransformer(resolve_model(name_or_path))
+    except SettingError:
+        raise
+    except Exception as error:  # whatever the libraries raise for a folder that is none, or a hub out of reach
+        raise SettingError(
+            f"the model {name_or_path!r} cannot be loaded ({type(error).__name__}: {error}); name a "
+            "SentenceTransformer folder, a hub name that this machine can reach, or all-MiniLM-L6-v2"
+        ) from error
+    if model.tokenizer is None or model.transformers_model is None:
+        raise SettingError(f"the model {name_or_path!r} is no transformer with a tokenizer: only those can be trained")
+    model.eval()
+    return model
+
+
+def ready_for_training(model: SentenceTransformer) -> SentenceTransformer:
+    """The same model, its vectors normalised and its attention the fastest to train with where it runs.
+
+    On a CPU that is plain (eager) attention: with bfloat16 the fused kernel's backward pass takes 4 times as long.
+    """
+    if not isinstance(model[-1], Normalize):
+        model.append(Normalize())
+    if model.device.type == "cpu" and model.transformers_model is not None:
+        model.transformers_model.set_attn_implementation("eager")
+    return model
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the device computes it natively, else None: emulated, it is slower than float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None
+
+
+def tokenize(model: SentenceTransformer, texts: Sequence[str], max_len: int) -> list[list[int]]:
+    """Token ids of each text, special tokens included, cut at `max_len`."""
+    if not texts:
+        return []
+    ids: list[list[int]] = model.tokenizer(list(texts), truncation=True, max_length=max_len, padding=False)["input_ids"]
+    return ids
+
+
+def encode(model: SentenceTransformer, token_ids: Sequence[Sequence[int]]) -> Tensor:
+    """The embeddings of the texts, in their order: (N, D) float32, normalised if the model does so."""
+    device = model.device
+    chunks = chunk_by_length(
+        [len(ids) for ids in token_ids], CPU_CHUNK_TOKENS if device.type == "cpu" else GPU_CHUNK_TOKENS
+    )
+    pad_id = model.tokenizer.pad_token_id
+    dtype = autocast_dtype(device)
+    parts = []
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        for chunk in chunks:
+            rows = [torch.tensor(token_ids[index]) for index in chunk]
+            features = {
+                "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad_id).to(device),
+                "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device),
+            }
+            parts.append(model(features)["sentence_embedding"].float())
+    order = torch.tensor([index for chunk in chunks for index in chunk], device=device)
+    return torch.cat(parts)[torch.argsort(order)]
+
+
+def chunk_by_length(lengths: Sequence[int], chunk_tokens: int) -> list[list[int]]:
+    """Indices in chunks, the longest first, each of at most `chunk_tokens` tokens when padded, or of one text."""
+    chunks: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        if chunks and lengths[chunks[-1][0]] * (len(chunks[-1]) + 1) <= chunk_tokens:
+            chunks[-1].append(index)
+        else:
+            chunks.append([index])
+    return chunks

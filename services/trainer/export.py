@@ -1,0 +1,64 @@
+"""Writes a trained encoder as a SentenceTransformer folder that others can load. Nothing is trained here.
+
+The folder loads in sentence-transformers (with `encode_query`, `encode_document` and `truncate_dim`), in plain
+transformers, and in vLLM, which reads `is_matryoshka` and `matryoshka_dimensions` from config.json.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+from sentence_transformers import SentenceTransformer
+
+from services.trainer.checkpoint import rename_durably
+from services.trainer.config import TrainingConfig
+from services.trainer.encoder import load_model
+from services.trainer.model_card import FACTS_FILE, write_model_card
+from shared.text_format import format_passage, query_prompt
+
+# `encode_document` puts this before a text without a title; one with a title is written by text_format.format_passage
+DOCUMENT_PROMPT = format_passage("", "")
+
+
+def export_model(
+    model: SentenceTransformer, config: TrainingConfig, facts: Mapping[str, Any], *, dims: Sequence[int], target: Path
+) -> None:
+    """Writes the folder beside `target` and renames it into place, so `target` is never half there.
+
+    Args:
+        facts: what the model card says of the training; `task_description` is also the query prompt's.
+        dims: the Matryoshka dimensions, the full one included.
+    """
+    if config.interpolation < 1:
+        interpolate(model, load_model(config.model_name_or_path), config.interpolation)
+    gecko = config.prompts == "gecko"
+    model.prompts = {
+        "query": query_prompt(facts["task_description"]) if gecko else "",
+        "document": DOCUMENT_PROMPT if gecko else "",
+    }
+    model.similarity_fn_name = "cosine"
+    model.max_seq_length = max(model.max_seq_length or 0, config.query_max_len, config.passage_max_len)
+    transformer = model.transformers_model
+    assert transformer is not None  # noqa: S101 - encoder.load_model refuses a model without one
+    transformer.config.is_matryoshka = True
+    transformer.config.matryoshka_dimensions = sorted(dims, reverse=True)
+
+    unfinished = target.with_name(f"unfinished-{target.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(str(unfinished), create_model_card=False)
+    stored = {**facts, "config": config.model_dump(mode="json"), "dims": sorted(dims, reverse=True)}
+    (unfinished / FACTS_FILE).write_bytes(orjson.dumps(stored, option=orjson.OPT_INDENT_2))
+    write_model_card(unfinished)
+    rename_durably(unfinished, target)
+
+
+def interpolate(tuned: SentenceTransformer, base: SentenceTransformer, share: float) -> None:
+    """Moves `tuned` in place to share · tuned + (1 − share) · base, weight by weight (WiSE-FT, arXiv 2109.01903)."""
+    base_weights = base.state_dict()
+    for name, weight in tuned.state_dict().items():
+        if weight.is_floating_point():
+            weight.lerp_(base_weights[name].to(weight.device), 1 - share)

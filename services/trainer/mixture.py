@@ -1,0 +1,186 @@
+"""What training reads: records, in an order fixed by seed and epoch, as formatted examples in batches.
+
+The order: a query's id is a hash, so the order of ids, which Postgres pages through by its index, is already one of
+chance; each window of it is shuffled again, per seed and epoch. Memory holds one window, whatever the number of
+records, and a `Position` is enough to go on in the middle of an epoch. No torch here, and no tokenizer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+from sqlalchemy import Engine, desc, func, select
+
+from services.trainer.config import TrainingConfig
+from shared.masking import Span, mask
+from shared.records import Passage
+from shared.schema import fret_records, passages, queries, runs
+from shared.text_format import format_passage, format_query
+
+WINDOW = 4096  # records in memory; at the usual 2 to 5 KB each some 20 MB
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An FRet record with its texts; a span is where the query stands verbatim in that passage's text."""
+
+    query_id: UUID
+    task_description: str
+    query_text: str
+    positive: Passage
+    negatives: tuple[Passage, ...] = ()
+    positive_span: Span | None = None
+    negative_spans: tuple[Span | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A record as the encoder sees it. Equal queries have equal text, equal positives equal ids."""
+
+    query: str
+    positive: str
+    positive_id: UUID
+    negatives: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where in the mixture the next batch begins: so many batches into the window after this query id."""
+
+    epoch: int = 0
+    after: UUID | None = None
+    batch: int = 0
+
+
+class RecordSource(Protocol):
+    """Where the records come from."""
+
+    def count(self) -> int:
+        """How many there are."""
+
+    def task_description(self) -> str:
+        """The most frequent task description (of several the first in the alphabet): the exported query prompt's."""
+
+    def page(self, after: UUID | None, limit: int) -> list[Record]:
+        """The next `limit` records in the order of their query ids, those after `after`."""
+
+
+def format_passage_text(prompts: str, title: str, text: str) -> str:
+    """A passage as a model with these prompts ("gecko" or "none") reads it."""
+    return format_passage(title, text) if prompts == "gecko" else f"{title} {text}".strip()
+
+
+def make_example(record: Record, config: TrainingConfig, epoch: int) -> Example:
+    """Formats a record; with `mask_probability` its verbatim spans are taken out, seeded by seed, epoch and query."""
+    masked = random.Random(f"{config.seed}:{epoch}:{record.query_id}").random() < config.mask_probability  # noqa: S311
+
+    def passage(of: Passage, span: Span | None) -> str:
+        return format_passage_text(config.prompts, of.title, mask(of.text, span if masked else None))
+
+    return Example(
+        query=format_query(record.task_description, record.query_text)
+        if config.prompts == "gecko"
+        else record.query_text,
+        positive=passage(record.positive, record.positive_span),
+        positive_id=record.positive.passage_id,
+        negatives=tuple(passage(*pair) for pair in zip(record.negatives, record.negative_spans, strict=True))
+        if config.hard_negatives
+        else (),
+    )
+
+
+def steps_per_epoch(record_count: int, batch_size: int) -> int:
+    """The last batch of an epoch may be smaller than the others."""
+    return -(-record_count // batch_size)
+
+
+def batches(source: RecordSource, config: TrainingConfig, start: Position) -> Iterator[tuple[list[Example], Position]]:
+    """The batches from `start` to the end of the last epoch, each with the position behind it."""
+    size = config.per_device_train_batch_size
+    window = max(1, WINDOW // size) * size
+    while start.epoch < config.num_train_epochs:
+        records = source.page(start.after, window)
+        if not records:
+            start = Position(start.epoch + 1)
+            continue
+        last = records[-1].query_id
+        random.Random(f"{config.seed}:{start.epoch}:{start.after}").shuffle(records)  # noqa: S311
+        count = steps_per_epoch(len(records), size)
+        for batch in range(start.batch, count):
+            following = (
+                Position(start.epoch, start.after, batch + 1) if batch + 1 < count else Position(start.epoch, last)
+            )
+            chosen = records[batch * size : (batch + 1) * size]
+            yield [make_example(record, config, start.epoch) for record in chosen], following
+        start = Position(start.epoch, last)
+
+
+class LedgerRecords:
+    """The records of one run and label version, read from Postgres by keyset."""
+
+    def __init__(self, engine: Engine, run_id: UUID, label_version: int) -> None:
+        self._engine = engine
+        self._run_id = run_id
+        self._of_run = (fret_records.c.run_id == run_id, fret_records.c.label_version == label_version)
+        self._with_query = (queries.c.run_id == fret_records.c.run_id) & (queries.c.query_id == fret_records.c.query_id)
+
+    def count(self) -> int:
+        with self._engine.connect() as connection:
+            return connection.execute(select(func.count()).select_from(fret_records).where(*self._of_run)).scalar_one()
+
+    def task_description(self) -> str:
+        task = queries.c.task_description
+        statement = (
+            select(task)
+            .select_from(fret_records.join(queries, self._with_query))
+            .where(*self._of_run)
+            .group_by(task)
+            .order_by(desc(func.count()), task)
+            .limit(1)
+        )
+        with self._engine.connect() as connection:
+            found: str = connection.execute(statement).scalar_one()
+        return found
+
+    def page(self, after: UUID | None, limit: int) -> list[Record]:
+        statement = (
+            select(fret_records, queries.c.task_description, queries.c.query_text)
+            .join(queries, self._with_query)
+            .where(*self._of_run)
+            .order_by(fret_records.c.query_id)
+            .limit(limit)
+        )
+        if after is not None:
+            statement = statement.where(fret_records.c.query_id > after)
+        with self._engine.connect() as connection:
+            rows = connection.execute(statement).all()
+            ids = {id_ for row in rows for id_ in (row.positive_id, *row.negative_ids)}
+            corpus_id = select(runs.c.corpus_id).where(runs.c.run_id == self._run_id).scalar_subquery()
+            texts = {
+                passage.passage_id: Passage(passage.passage_id, passage.title, passage.text)
+                for passage in connection.execute(
+                    select(passages.c.passage_id, passages.c.title, passages.c.text).where(
+                        passages.c.corpus_id == corpus_id, passages.c.passage_id.in_(ids)
+                    )
+                )
+            }
+        return [
+            Record(
+                query_id=row.query_id,
+                task_description=row.task_description,
+                query_text=row.query_text,
+                positive=texts[row.positive_id],
+                negatives=tuple(texts[id_] for id_ in row.negative_ids),
+                positive_span=_span(row.positive_span),
+                negative_spans=tuple(map(_span, row.negative_spans)),
+            )
+            for row in rows
+        ]
+
+
+def _span(stored: list[int] | None) -> Span | None:
+    return (stored[0], stored[1]) if stored else None

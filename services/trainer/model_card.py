@@ -1,0 +1,117 @@
+"""The model's README.md: its data, configuration, measured effect and limits. Written from files; no torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+FACTS_FILE = "training.json"
+
+
+def write_model_card(model_dir: Path, evaluation: Mapping[str, Any] | None = None) -> None:
+    """Writes `model_dir/README.md` from what training.json says and, where it is known, `evaluate`'s report."""
+    facts = orjson.loads((model_dir / FACTS_FILE).read_bytes())
+    (model_dir / "README.md").write_text(render(facts, evaluation), encoding="utf-8")
+
+
+def render(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
+    """The card's text, in Markdown with the front matter that model hubs read."""
+    facts = dict(facts)
+    config, dims = facts.pop("config"), facts.pop("dims")
+    base = config["model_name_or_path"]
+    return f"""---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags: [sentence-transformers, feature-extraction, sentence-similarity, matryoshka, fretwork]
+---
+
+# {base}, tuned on FRet records
+
+A text-embedding model: vectors of {dims[0]} dimensions, compared by cosine, which may be cut to {_listed(dims[1:])}
+dimensions and normalised again (Matryoshka). Made by Fretwork, an open implementation of Gecko (arXiv 2403.20327), from
+`{base}`. Vectors are comparable only with those of this same model.
+
+## Use
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")  # truncate_dim={dims[-1]} for the smallest vectors
+queries = model.encode_query(["how to open a file"])
+passages = model.encode_document(["open(path) returns a file object."])
+print(model.similarity(queries, passages))
+```
+
+{_format_note(config["prompts"])}
+
+## Effect
+
+{_effect(evaluation)}
+
+## Data
+
+{_table(facts)}
+
+## Configuration
+
+{_table(config)}
+
+`temperature` is 1 / sentence-transformers' `scale`. No dropout, AdamW without weight decay, gradient norm at most 1.
+
+## Limits
+
+- The queries are synthetic: written from the passages, and judged, by the teacher that the data table names. Its errors
+  and its taste are in the weights.
+- Tuned to the corpus of the data table. On other corpora it may be worse than its base; measure before you use it.
+- Passages were read up to {config["passage_max_len"]} tokens in training, queries up to {config["query_max_len"]}.
+"""
+
+
+def _format_note(prompts: str) -> str:
+    if prompts == "none":
+        return "Texts are given as they are; a passage with a title is `title text`."
+    return (
+        "`encode_query` writes `task: {task description} | query: {query}`, `encode_document` writes\n"
+        '`title: none | text: {text}`. A passage with a title is `title: {title} | text: {text}`, with `prompt=""`.'
+    )
+
+
+def _effect(evaluation: Mapping[str, Any] | None) -> str:
+    if evaluation is None:
+        return "Not measured yet."
+    measured = f"{evaluation['queries']} queries over {evaluation['passages']} passages, {evaluation['beir_dir']}"
+    lines = [f"Measured on {measured} ({evaluation['split']}).", ""]
+    before = evaluation.get("baseline")
+    shown = ("ndcg@10", "recall@10", "mrr@10")
+    if before is None:
+        lines += ["| dimensions | nDCG@10 | Recall@10 | MRR@10 |", "|---|---|---|---|"]
+        for dim, after in evaluation["dims"].items():
+            lines.append(f"| {dim} | " + " | ".join(f"{after[metric]:.4f}" for metric in shown) + " |")
+    else:
+        lines += [
+            f"Before is `{before['model']}`; the interval is a paired bootstrap's over the queries.",
+            "",
+            "| dimensions | nDCG@10 | difference, 95% interval | Recall@10 | MRR@10 |",
+            "|---|---|---|---|---|",
+        ]
+        for dim, after in evaluation["dims"].items():
+            low, high = evaluation["delta"][dim]["ndcg@10"]["ci95"]
+            moved = [f"{before['dims'][dim][metric]:.4f} → {after[metric]:.4f}" for metric in shown]
+            difference = f"{evaluation['delta'][dim]['ndcg@10']['mean']:+.4f} [{low:+.4f}, {high:+.4f}]"
+            lines.append(f"| {dim} | {moved[0]} | {difference} | {moved[1]} | {moved[2]} |")
+    return "\n".join(lines)
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    lines = ["| | |", "|---|---|"]
+    for name, value in values.items():
+        shown = _listed(value) if isinstance(value, list) else f"{value:.4g}" if isinstance(value, float) else value
+        lines.append(f"| {name} | {shown} |")
+    return "\n".join(lines)
+
+
+def _listed(values: list[Any]) -> str:
+    return ", ".join(map(str, values)) or "none"

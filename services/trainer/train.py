@@ -1,0 +1,231 @@
+"""Contrastive fine-tuning of one encoder for queries and passages: Gecko's second stage (arXiv 2403.20327).
+
+Each step reads a batch of ⟨task, query, positive, negatives⟩, encodes all of its texts in one pass, and moves the
+weights by AdamW down the gradient of `loss.gecko_loss`; the learning rate rises linearly, then falls linearly to 0.
+The encoder stays in evaluation mode, so there is no dropout: on a CPU it costs a quarter of the speed, and without it
+a step is a function of weights and batch alone. So a training that resumes from a checkpoint comes to the same losses
+and weights, bit for bit on a CPU with as many threads.
+
+A plain loop and not SentenceTransformerTrainer: the loss needs the records' ids, the mixture is streamed and has a
+position of its own, and the resumed trainer's losses differ (sentence-transformers #3756).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from services.trainer.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from services.trainer.config import TrainingConfig
+from services.trainer.encoder import encode, load_model, ready_for_training, tokenize
+from services.trainer.export import export_model
+from services.trainer.loss import gecko_loss
+from services.trainer.mixture import Example, Position, RecordSource, batches, steps_per_epoch
+from shared.errors import FretworkError, NotFoundError, SettingError
+
+MAX_GRAD_NORM = 1.0
+
+
+class DivergedError(FretworkError):
+    """The loss is no longer a number; lower the learning rate or raise the temperature."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a training is after a step; the loss is that batch's, the rate that of this process."""
+
+    step: int
+    total_steps: int
+    loss: float
+    examples_per_s: float
+    eta_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What a checkpoint holds beside the weights and the optimizer's moments."""
+
+    step: int = 0
+    position: Position = field(default_factory=Position)
+    examples: int = 0
+    seconds: float = 0.0
+    first_loss: float = math.nan
+    last_loss: float = math.nan
+
+
+def train(
+    config: TrainingConfig,
+    source: RecordSource,
+    work_dir: Path,
+    *,
+    resume_from: Sequence[Path] = (),
+    about: Mapping[str, str | int | float] | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Trains, writes checkpoints and `work_dir/model`, and returns what there is to say about it, JSON-able.
+
+    Args:
+        resume_from: folders of earlier attempts; the newest complete checkpoint in them or in `work_dir` goes on.
+        about: what the caller knows of the data for the model card, such as the run's name and the teacher.
+
+    Raises SettingError for a base model, length or dimension that cannot work and NotFoundError without any record,
+    all of them before the first step, and DivergedError when the loss is not finite.
+    """
+    torch.manual_seed(config.seed)
+    model = ready_for_training(load_model(config.model_name_or_path))
+    weight_by_dim = _checked_dims(config, model)
+    record_count = source.count()
+    if record_count == 0:
+        raise NotFoundError(
+            "there are no records to train on: `fretwork run status` says what became of the run's items"
+        )
+    total_steps = config.num_train_epochs * steps_per_epoch(record_count, config.per_device_train_batch_size)
+    # without weight decay, as in sentence-transformers' defaults: it would pull a tuned base towards 0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
+    state = _resume(newest_checkpoint([*resume_from, work_dir]), config, model, optimizer)
+
+    started = saved = time.monotonic()
+    before = state
+    for batch, following in batches(source, config, state.position):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * learning_rate_share(state.step, total_steps, config.warmup_ratio)
+        loss = batch_loss(model, batch, config, weight_by_dim)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
+
+        now = time.monotonic()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise DivergedError
+        state = _State(
+            step=state.step + 1,
+            position=following,
+            examples=state.examples + len(batch),
+            seconds=before.seconds + now - started,
+            first_loss=value if state.step == 0 else state.first_loss,
+            last_loss=value,
+        )
+        s_per_step = (now - started) / (state.step - before.step)
+        on_progress(
+            Progress(
+                state.step,
+                total_steps,
+                value,
+                examples_per_s=(state.examples - before.examples) / (now - started),
+                eta_s=s_per_step * max(total_steps - state.step, 0),
+            )
+        )
+        if now - saved >= config.checkpoint_every_s:
+            save_checkpoint(work_dir, state.step, _checkpoint(state, config, model, optimizer))
+            saved = time.monotonic()
+
+    facts = {
+        "records": record_count,
+        "steps": state.step,
+        "examples": state.examples,
+        "first_loss": state.first_loss,
+        "last_loss": state.last_loss,
+        "seconds": round(state.seconds, 1),
+        "task_description": source.task_description(),
+        **(about or {}),
+    }
+    model_dir = work_dir / "model"
+    export_model(model, config, facts, dims=list(weight_by_dim), target=model_dir)
+    return {**facts, "model_dir": str(model_dir)}
+
+
+def learning_rate_share(step: int, total_steps: int, warmup_ratio: float) -> float:
+    """The share of the full learning rate at a step, counted from 0: up to 1 in the warm-up, then down towards 0."""
+    warmup_steps = round(warmup_ratio * total_steps)
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    return max(total_steps - step, 1) / max(total_steps - warmup_steps, 1)
+
+
+def batch_loss(
+    model: SentenceTransformer, batch: Sequence[Example], config: TrainingConfig, weight_by_dim: Mapping[int, float]
+) -> Tensor:
+    """The loss of one batch, a scalar; queries, positives and all hard negatives are encoded together."""
+    size = len(batch)
+    queries = tokenize(model, [example.query for example in batch], config.query_max_len)
+    texts = [*(example.positive for example in batch), *(text for example in batch for text in example.negatives)]
+    embeddings = encode(model, [*queries, *tokenize(model, texts, config.passage_max_len)])
+    owners = [row for row, example in enumerate(batch) for _ in example.negatives]
+    return gecko_loss(
+        embeddings[:size],
+        embeddings[size : 2 * size],
+        embeddings[2 * size :],
+        torch.tensor(owners, dtype=torch.long, device=embeddings.device),
+        _numbered([example.query for example in batch], embeddings.device),
+        _numbered([example.positive_id for example in batch], embeddings.device),
+        temperature=config.temperature,
+        weight_by_dim=weight_by_dim,
+        same_tower_negatives=config.same_tower_negatives,
+    )
+
+
+def _numbered(values: Sequence[str | UUID], device: torch.device) -> Tensor:
+    """One integer per value, (B,); equal values have equal ones."""
+    number = {value: index for index, value in enumerate(dict.fromkeys(values))}
+    return torch.tensor([number[value] for value in values], device=device)
+
+
+def _checked_dims(config: TrainingConfig, model: SentenceTransformer) -> dict[int, float]:
+    """The weight per dimension. Raises SettingError for a dimension or length that the model does not have."""
+    full_dim = model.get_embedding_dimension()
+    if full_dim is None:
+        raise SettingError(f"the model {config.model_name_or_path!r} does not say its embedding dimension")
+    too_large = [dim for dim in config.matryoshka_dims if dim > full_dim]
+    if too_large:
+        raise SettingError(
+            f"matryoshka_dims {too_large} are larger than the {full_dim} dimensions of {config.model_name_or_path!r}: "
+            f"name dimensions below {full_dim}"
+        )
+    longest, limit = max(config.query_max_len, config.passage_max_len), model.tokenizer.model_max_length
+    if longest > limit:
+        raise SettingError(
+            f"query_max_len or passage_max_len is {longest}, and {config.model_name_or_path!r} reads {limit} tokens at "
+            "most: lower it"
+        )
+    return config.weight_by_dim(full_dim)
+
+
+def _checkpoint(
+    state: _State, config: TrainingConfig, model: SentenceTransformer, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    position = state.position
+    return {
+        "config": config.model_dump_json(),
+        "state": {**asdict(state), "position": [position.epoch, str(position.after or ""), position.batch]},
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+
+
+def _resume(
+    checkpoint: Path | None, config: TrainingConfig, model: SentenceTransformer, optimizer: torch.optim.Optimizer
+) -> _State:
+    """Puts the checkpoint's weights and moments into place; without one, the state before the first step."""
+    if checkpoint is None:
+        return _State()
+    stored = load_checkpoint(checkpoint, model.device)
+    if stored["config"] != config.model_dump_json():
+        raise SettingError(
+            f"{checkpoint} is of another configuration: a training resumes from its own checkpoints only"
+        )
+    model.load_state_dict(stored["model"])
+    optimizer.load_state_dict(stored["optimizer"])
+    state = _State(**stored["state"])
+    epoch, after, batch = stored["state"]["position"]
+    return replace(state, position=Position(epoch, UUID(after) if after else None, batch))

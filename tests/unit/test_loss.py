@@ -1,0 +1,124 @@
+"""The loss against eq. 3 written out as loops, in float64: values and gradients."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from services.trainer.loss import gecko_loss
+
+TEMPERATURE = 0.07
+WEIGHTS = {8: 1.0, 5: 0.5, 2: 2.0}
+B, D = 6, 8
+
+
+def eq_3(
+    queries: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    owners: list[int],
+    query_ids: list[int],
+    positive_ids: list[int],
+    *,
+    same_tower: bool,
+) -> Tensor:
+    """The batch's mean of L_i, one exponential at a time, summed over the dimensions."""
+
+    def e(a: Tensor, b: Tensor, dim: int) -> Tensor:
+        a, b = a[:dim], b[:dim]
+        return torch.exp((a @ b) / (a.norm() * b.norm()) / TEMPERATURE)
+
+    total = torch.zeros((), dtype=torch.float64)
+    for dim, weight in WEIGHTS.items():
+        for i in range(B):
+            own = e(queries[i], positives[i], dim)
+            denominator = own
+            for j in range(B):
+                if j == i or query_ids[j] == query_ids[i] or positive_ids[j] == positive_ids[i]:
+                    continue
+                denominator = denominator + e(queries[i], positives[j], dim)
+                if same_tower:
+                    denominator = denominator + e(queries[i], queries[j], dim)
+            for k, owner in enumerate(owners):
+                if owner == i:
+                    denominator = denominator + e(queries[i], negatives[k], dim)
+            total = total - weight * torch.log(own / denominator) / B
+    return total
+
+
+DISTINCT = list(range(B))
+CASES = {
+    "pairs": ([], DISTINCT, DISTINCT),
+    "one negative each": (DISTINCT, DISTINCT, DISTINCT),
+    "none, one or two negatives": ([5, 0, 2, 0], DISTINCT, DISTINCT),
+    "equal positives": (DISTINCT, DISTINCT, [0, 1, 0, 3, 4, 0]),
+    "equal queries": (DISTINCT, [0, 1, 1, 3, 4, 5], DISTINCT),
+    "both": (DISTINCT, [0, 1, 1, 3, 4, 5], [0, 1, 2, 3, 3, 0]),
+}
+
+
+@pytest.mark.parametrize(("case", "same_tower"), list(product(CASES, (True, False))))
+def test_value_and_gradients_are_those_of_eq_3(case: str, same_tower: bool) -> None:
+    owners, query_ids, positive_ids = CASES[case]
+    generator = torch.Generator().manual_seed(1)
+    queries, positives, negatives = (
+        torch.randn(rows, D, dtype=torch.float64, generator=generator, requires_grad=True)
+        for rows in (B, B, len(owners))
+    )
+    ours = gecko_loss(
+        queries,
+        positives,
+        negatives,
+        torch.tensor(owners, dtype=torch.long),
+        torch.tensor(query_ids),
+        torch.tensor(positive_ids),
+        temperature=TEMPERATURE,
+        weight_by_dim=WEIGHTS,
+        same_tower_negatives=same_tower,
+    )
+    looped = eq_3(queries, positives, negatives, owners, query_ids, positive_ids, same_tower=same_tower)
+    assert ours.item() == pytest.approx(looped.item(), abs=1e-6)
+    wanted = [of for of in (queries, positives, negatives) if len(of)]
+    for got, expected in zip(
+        torch.autograd.grad(ours, wanted, retain_graph=True), torch.autograd.grad(looped, wanted), strict=True
+    ):
+        assert torch.allclose(got, expected, rtol=0, atol=1e-6)
+        assert got.abs().max() > 1e-3  # there is a gradient to compare
+
+
+def test_another_querys_hard_negative_does_not_count() -> None:
+    queries, positives = torch.eye(2), torch.eye(2)
+    ids = torch.arange(2)
+
+    def loss(owner: int) -> float:
+        hard = gecko_loss(
+            queries, positives, queries[:1], torch.tensor([owner]), ids, ids, temperature=1.0, weight_by_dim={2: 1.0}
+        )
+        return hard.item()
+
+    # the negative is query 0 itself: as its own it weighs e^1, as query 1's only e^0
+    own = (math.log((math.e + 2 + math.e) / math.e) + math.log((math.e + 2) / math.e)) / 2
+    others = (math.log((math.e + 2) / math.e) + math.log((math.e + 3) / math.e)) / 2
+    assert loss(0) == pytest.approx(own, abs=1e-6)
+    assert loss(1) == pytest.approx(others, abs=1e-6)
+
+
+def test_a_low_temperature_stays_finite() -> None:
+    queries = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    ids = torch.arange(4)
+    loss = gecko_loss(queries, -queries, queries, ids, ids, ids, temperature=1e-3, weight_by_dim={8: 1.0})
+    (gradient,) = torch.autograd.grad(loss, queries)
+    assert math.isfinite(loss.item())
+    assert bool(torch.isfinite(gradient).all())
+
+
+def test_a_batch_of_duplicates_has_nothing_to_tell_apart() -> None:
+    embeddings, ids = torch.randn(3, 4), torch.zeros(3, dtype=torch.long)
+    loss = gecko_loss(
+        embeddings, embeddings, embeddings[:0], ids[:0], ids, ids, temperature=0.1, weight_by_dim={4: 1.0}
+    )
+    assert loss.item() == 0.0

@@ -1,0 +1,121 @@
+"""The order in which training sees the records, and what it sees of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID, uuid5
+
+import pytest
+
+from services.trainer import mixture
+from services.trainer.config import TrainingConfig
+from services.trainer.mixture import Position, Record, batches, make_example, steps_per_epoch
+from shared.records import NAMESPACE, Passage
+
+
+class Records:
+    """Records in memory, paged as the ledger's are."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self._records = sorted(records, key=lambda record: record.query_id)
+
+    def count(self) -> int:
+        return len(self._records)
+
+    def task_description(self) -> str:
+        return self._records[0].task_description
+
+    def page(self, after: UUID | None, limit: int) -> list[Record]:
+        return [record for record in self._records if after is None or record.query_id > after][:limit]
+
+
+def make_records(count: int) -> Records:
+    def passage(name: str) -> Passage:
+        return Passage(uuid5(NAMESPACE, name), "", name)
+
+    return Records(
+        [
+            Record(
+                uuid5(NAMESPACE, f"query {n}"),
+                "search result",
+                f"query {n}",
+                passage(f"p {n}"),
+                (passage(f"n {n}"),),
+                None,
+                (None,),
+            )
+            for n in range(count)
+        ]
+    )
+
+
+@pytest.fixture
+def _small_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixture, "WINDOW", 13)  # three batches of four to a window
+
+
+CONFIG = TrainingConfig(per_device_train_batch_size=4, num_train_epochs=2, prompts="none")
+
+
+@pytest.mark.usefixtures("_small_window")
+def test_every_record_comes_once_an_epoch_in_another_order() -> None:
+    seen = [[example.query for example in batch] for batch, _ in batches(make_records(30), CONFIG, Position())]
+    assert len(seen) == 2 * steps_per_epoch(30, 4)
+    first, second = (sum(epoch, []) for epoch in (seen[:8], seen[8:]))
+    everything = {f"query {n}" for n in range(30)}
+    assert len(first) == len(second) == 30
+    assert set(first) == set(second) == everything
+    assert first != second
+
+
+@pytest.mark.usefixtures("_small_window")
+def test_goes_on_from_every_position() -> None:
+    whole = list(batches(make_records(30), CONFIG, Position()))
+    for number, (_, position) in enumerate(whole, start=1):
+        assert list(batches(make_records(30), CONFIG, position)) == whole[number:]
+
+
+def test_another_seed_is_another_order() -> None:
+    def order(seed: int) -> list[str]:
+        config = CONFIG.model_copy(update={"seed": seed})
+        return [example.query for batch, _ in batches(make_records(30), config, Position()) for example in batch]
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+
+
+def masked_share(probability: float, epoch: int = 0) -> float:
+    config = TrainingConfig(prompts="none", mask_probability=probability)
+    passage = Passage(UUID(int=1), "T", "before the query after")
+    texts = [
+        make_example(Record(UUID(int=n), "", "the query", passage, (passage,), (7, 16), ((7, 16),)), config, epoch)
+        for n in range(500)
+    ]
+    assert {text.positive for text in texts} <= {"T before after", "T before the query after"}
+    assert all(text.negatives == (text.positive,) for text in texts)
+    return sum(text.positive == "T before after" for text in texts) / len(texts)
+
+
+def test_verbatim_spans_are_masked_with_the_given_probability() -> None:
+    assert masked_share(0.0) == 0.0
+    assert masked_share(1.0) == 1.0
+    assert masked_share(0.9) == pytest.approx(0.9, abs=0.05)
+    assert masked_share(0.5) != masked_share(0.5, epoch=1)
+
+
+def test_texts_are_written_as_the_prompts_say() -> None:
+    record = Record(
+        UUID(int=1),
+        "search result",
+        "q",
+        Passage(UUID(int=2), "T", "x"),
+        (Passage(UUID(int=3), "", "y"),),
+        None,
+        (None,),
+    )
+    gecko = make_example(record, TrainingConfig(), 0)
+    assert (gecko.query, gecko.positive) == ("task: search result | query: q", "title: T | text: x")
+    assert gecko.negatives == ("title: none | text: y",)
+    plain = make_example(record, TrainingConfig(prompts="none"), 0)
+    assert (plain.query, plain.positive, plain.negatives) == ("q", "T x", ("y",))
+    assert make_example(record, TrainingConfig(hard_negatives=False), 0).negatives == ()

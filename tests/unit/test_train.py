@@ -1,0 +1,216 @@
+"""Training a tiny real encoder: it learns, resumes to the same losses, refuses what cannot work, and exports."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid5
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+
+from services.trainer.checkpoint import newest_checkpoint
+from services.trainer.config import TrainingConfig
+from services.trainer.encoder import chunk_by_length, encode, load_model, tokenize
+from services.trainer.mixture import Record
+from services.trainer.train import Progress, learning_rate_share, train
+from shared.errors import NotFoundError, SettingError
+from shared.records import NAMESPACE, Passage
+from tests.unit.test_mixture import Records
+from tests.unit.tiny_model import DIM, WORDS, make_tiny_model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_tiny_model(tmp_path_factory.mktemp("base"))
+
+
+def config(base: str, **changes: object) -> TrainingConfig:
+    values = {
+        "model_name_or_path": base,
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 2,
+        "learning_rate": 2e-3,
+        "matryoshka_dims": (16, 8),
+        "query_max_len": 24,
+        "passage_max_len": 32,
+        "checkpoint_every_s": 0,
+    }
+    return TrainingConfig.model_validate({**values, **changes})
+
+
+def records(count: int = 44) -> Records:
+    """Each query is three words of its passage."""
+    rng = random.Random(0)
+
+    def passage() -> Passage:
+        text = " ".join(rng.sample(WORDS, rng.randint(6, 20)))
+        return Passage(uuid5(NAMESPACE, text), "", text)
+
+    made = []
+    for n in range(count):
+        positive = passage()
+        query = " ".join(rng.sample(positive.text.split(), 3))
+        made.append(Record(uuid5(NAMESPACE, str(n)), "search result", query, positive, (passage(),), None, (None,)))
+    return Records(made)
+
+
+class StoppedError(Exception):
+    """The process is gone."""
+
+
+def run(
+    config: TrainingConfig, work_dir: Path, stop_after: int | None = None, resume_from: Path | None = None
+) -> list[Progress]:
+    """The progress of each step; with `stop_after` the training ends there as if killed."""
+    seen: list[Progress] = []
+
+    def on_progress(progress: Progress) -> None:
+        seen.append(progress)
+        if progress.step == stop_after:
+            raise StoppedError
+
+    try:
+        train(config, records(), work_dir, resume_from=[resume_from] if resume_from else [], on_progress=on_progress)
+    except StoppedError:
+        assert stop_after is not None
+    return seen
+
+
+def test_learns(base: str, tmp_path: Path) -> None:
+    seen = run(config(base, num_train_epochs=8), tmp_path)
+    assert [progress.step for progress in seen] == list(range(1, 49))
+    assert {progress.total_steps for progress in seen} == {48}
+    assert seen[-1].eta_s == 0
+    first, last = (sum(progress.loss for progress in part) / 6 for part in (seen[:6], seen[-6:]))
+    assert last < 0.8 * first
+
+
+def test_resumes_to_the_same_losses_and_weights(base: str, tmp_path: Path) -> None:
+    whole = run(config(base), tmp_path / "whole")
+    before = run(config(base), tmp_path / "1", stop_after=5)
+    (tmp_path / "1" / "unfinished-6").mkdir()  # what a kill in the middle of a checkpoint leaves
+    after = run(config(base), tmp_path / "2", resume_from=tmp_path / "1")
+    assert after[0].step == 5  # the 5th step's checkpoint was not written yet
+    assert [p.loss for p in before[:4]] + [p.loss for p in after] == [p.loss for p in whole]
+    resumed, undisturbed = (load_model(str(tmp_path / name / "model")).state_dict() for name in ("2", "whole"))
+    assert all(torch.equal(resumed[name], weight) for name, weight in undisturbed.items())
+
+
+def test_keeps_the_last_two_checkpoints(base: str, tmp_path: Path) -> None:
+    run(config(base), tmp_path, stop_after=5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-4"]
+    assert newest_checkpoint([tmp_path, tmp_path / "missing"]) == tmp_path / "checkpoint-4"
+
+
+def test_export_loads_in_sentence_transformers(base: str, tmp_path: Path) -> None:
+    train(config(base), records(), tmp_path, about={"run": "demo-1"})
+    folder = tmp_path / "model"
+    model = SentenceTransformer(str(folder))
+    assert model.prompts == {"query": "task: search result | query: ", "document": "title: none | text: "}
+    assert model.similarity_fn_name == "cosine"
+    query, passage = "read file", "the path of a file"
+    by_hand = model.encode([model.prompts["query"] + query, model.prompts["document"] + passage])
+    assert model.encode_query(query) == pytest.approx(by_hand[0], abs=1e-6)
+    assert model.encode_document(passage) == pytest.approx(by_hand[1], abs=1e-6)
+    assert (by_hand**2).sum(1) == pytest.approx(1, abs=1e-5)
+    assert SentenceTransformer(str(folder), truncate_dim=8).encode(query).shape == (8,)
+    stored = json.loads((folder / "config.json").read_text())
+    assert (stored["is_matryoshka"], stored["matryoshka_dimensions"]) == (True, [DIM, 16, 8])
+    assert {"modules.json", "1_Pooling", "2_Normalize"} <= {path.name for path in folder.iterdir()}
+    card = (folder / "README.md").read_text()
+    assert "| run | demo-1 |" in card
+    assert "| records | 44 |" in card
+    assert "| learning_rate | 0.002 |" in card
+
+
+def test_export_loads_in_plain_transformers(base: str, tmp_path: Path) -> None:
+    train(config(base), records(), tmp_path)
+    folder = str(tmp_path / "model")
+    inputs = AutoTokenizer.from_pretrained(folder)("sort a list", return_tensors="pt")
+    with torch.no_grad():
+        mean = AutoModel.from_pretrained(folder)(**inputs).last_hidden_state[0].mean(0)
+    expected = SentenceTransformer(folder).encode("sort a list")
+    assert torch.nn.functional.normalize(mean, dim=0).numpy() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_interpolates_with_the_base(base: str, tmp_path: Path, share: float) -> None:
+    train(config(base), records(), tmp_path / "tuned")
+    train(config(base, interpolation=share), records(), tmp_path / "between")
+    start, tuned, between = (
+        load_model(path).state_dict() for path in (base, str(tmp_path / "tuned/model"), str(tmp_path / "between/model"))
+    )
+    for name, weight in between.items():
+        assert torch.allclose(weight, share * tuned[name] + (1 - share) * start[name], atol=1e-6)
+    assert any(not torch.allclose(tuned[name], start[name], atol=1e-4) for name in start)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"matryoshka_dims": (64, 16)}, r"\[64\] are larger than the 32 dimensions"),
+        ({"passage_max_len": 65}, "reads 64 tokens at most"),
+    ],
+)
+def test_refuses_before_the_first_step_what_the_model_lacks(
+    base: str, tmp_path: Path, changes: dict[str, object], says: str
+) -> None:
+    with pytest.raises(SettingError, match=says):
+        run(config(base, **changes), tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+def test_refuses_a_base_that_cannot_be_loaded(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="cannot be loaded.*name a SentenceTransformer folder"):
+        run(config(str(tmp_path)), tmp_path / "work")
+
+
+def test_refuses_to_train_on_nothing(base: str, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no records"):
+        train(config(base), Records([]), tmp_path)
+
+
+def test_refuses_the_checkpoint_of_another_configuration(base: str, tmp_path: Path) -> None:
+    run(config(base), tmp_path, stop_after=3)
+    with pytest.raises(SettingError, match="another configuration"):
+        run(config(base, seed=1), tmp_path)
+
+
+def test_learning_rate_rises_then_falls() -> None:
+    shares = [learning_rate_share(step, 20, 0.2) for step in range(20)]
+    assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert shares[4:] == sorted(shares[4:], reverse=True)
+    assert 0 < shares[-1] < 0.1
+    assert learning_rate_share(0, 1, 0.0) == 1.0
+
+
+def test_encodes_what_sentence_transformers_does(base: str) -> None:
+    model = load_model(base)
+    texts = ["sort", "the sum of a list", "open", "read a line of the file then close the file", "lock"]
+    with torch.no_grad():
+        ours = encode(model, tokenize(model, texts, 64))
+    theirs = model.encode(texts, convert_to_tensor=True)
+    # bfloat16 where the CPU has it, so near and not equal
+    assert torch.cosine_similarity(ours, theirs).min() > 0.999
+
+
+def test_chunks_hold_every_text_once_within_the_budget() -> None:
+    rng = random.Random(0)
+    lengths = [rng.randint(1, 60) for _ in range(100)]
+    chunks = chunk_by_length(lengths, 128)
+    assert sorted(sum(chunks, [])) == list(range(100))
+    assert all(len(chunk) * max(lengths[index] for index in chunk) <= 128 for chunk in chunks)
+    assert chunk_by_length([500, 3], 128) == [[0], [1]]
