@@ -32,7 +32,7 @@ NEAR_DUPLICATE_JACCARD = 0.5
 # not one sentence in words: code, a signature, a link, markup, or the lead of a list
 _NOT_A_SENTENCE = re.compile(r"->|::|>>>|://|[{}<>|=*@\\]|\w\(|[.!?]\s+[A-Z]|:$|^[^\w\"'`(]")
 _ROLE = re.compile(r":[\w:+-]+:(?=`)")
-_CODE = re.compile(r"\[?`+(?:[^`]{1,100}?\s<)?[~!.]?([^`]{1,100}?)>?`+_{0,2}\]?")
+_CODE = re.compile(r"\[?`+[~!.]?([^`]{1,100}?)(?:\s+<[^`>]*>)?`+_{0,2}\]?")
 _ADMONITION = re.compile(r"\.\. (?:attention|caution|hint|important|note|seealso|tip|warning):: *")
 _DIRECTIVE = re.compile(r"^ *\.\. .*\n?", re.MULTILINE)
 # indented, a doctest, a list, a field, a table, a heading, or a section of parameters (Google's and numpy's style)

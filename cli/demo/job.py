@@ -21,6 +21,7 @@ from cli.demo.corpus import DemoCorpus, build
 from cli.demo.settings import DIMS, run_config, training_config
 from cli.watch import watch_run, watch_shard
 from services.trainer.config import EvaluationConfig
+from services.trainer.model_card import write_model_card
 from shared.errors import FretworkError
 from shared.progress import Conservation, StageProgress, conservation, stage_progress
 from shared.records import LabelPolicy
@@ -94,6 +95,7 @@ def run_demo(settings: Context, folder: Path, passages: int, seed: int, base: st
         outcome.model_dir = models[outcome.policy]
         with outcome.timed("evaluate_test"):
             outcome.evaluation = _evaluate(engine, heldout, "test", outcome.model_dir, "test queries", base)
+        write_model_card(outcome.model_dir, outcome.evaluation)
         outcome.samples = _samples(engine, run.run_id)
     return outcome
 

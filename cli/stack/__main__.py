@@ -20,9 +20,11 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         run_stack(arguments.home, workers={} if arguments.database_only else WORKERS)
+    except LockedError:
+        sys.exit(LOCKED_EXIT_CODE)  # no error to `ensure_stack`, which joins whoever was faster
     except FretworkError as error:
         say(str(error))
-        sys.exit(LOCKED_EXIT_CODE if isinstance(error, LockedError) else 1)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

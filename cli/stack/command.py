@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from cli import stack
-from cli.context import Context
+from cli.context import Context, say
 
 
 def up(context: typer.Context) -> None:
@@ -19,6 +19,10 @@ def up(context: typer.Context) -> None:
 
 
 def down(context: typer.Context) -> None:
-    """Stop what `fretwork up` runs on this home folder; shards in hand are finished first."""
+    """Stop what `fretwork up` runs on this home folder.
+
+    Shards in hand have ten seconds to finish; one that does not is done again after the next start, and nothing is lost.
+    """
     settings: Context = context.obj
-    stack.down(settings.home)
+    if not stack.down(settings.home):
+        say(f"nothing runs on {settings.home}")

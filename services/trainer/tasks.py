@@ -21,6 +21,7 @@ from shared.celery_app import app
 from shared.database import engine
 from shared.errors import InvalidInputError
 from shared.ledger import Claim
+from shared.runs import find_policy, find_run
 from shared.schema import evaluations, training_runs
 from shared.settings import settings
 from shared.stages import Stage, task_name
@@ -40,6 +41,9 @@ def evaluate(shard_id: str) -> None:
 def _train(claim: Claim) -> Output:
     (training_run_id,) = claim.item_ids
     row = _load(training_runs, claim)
+    with engine().connect() as connection:
+        run = find_run(connection, row["run_id"])
+        policy = find_policy(connection, run, row["label_version"])
     folder = settings().home.absolute() / "training" / str(training_run_id)
     earlier = [folder / str(seq) for seq in range(claim.claim_seq - 1, 0, -1)]
     specification = {
@@ -49,7 +53,13 @@ def _train(claim: Claim) -> Output:
         "config": row["config"],
         "work_dir": str(folder / str(claim.claim_seq)),
         "resume_from": [str(path) for path in earlier if path.is_dir()],
-        "training_run_id": str(training_run_id),
+        "about": {
+            "run": run.name,
+            "corpus_hash": run.corpus_hash,
+            "teacher": run.config.teacher,
+            "positive": policy.positive,
+            "negative": policy.negative,
+        },
     }
     result = run_child("train", specification, _progress_into(training_runs, claim))
 

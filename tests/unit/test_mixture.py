@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from uuid import UUID, uuid5
 
 import pytest
@@ -61,7 +62,7 @@ CONFIG = TrainingConfig(per_device_train_batch_size=4, num_train_epochs=2, promp
 def test_every_record_comes_once_an_epoch_in_another_order() -> None:
     seen = [[example.query for example in batch] for batch, _ in batches(make_records(30), CONFIG, Position())]
     assert len(seen) == 2 * steps_per_epoch(30, 4)
-    first, second = (sum(epoch, []) for epoch in (seen[:8], seen[8:]))
+    first, second = (list(chain.from_iterable(epoch)) for epoch in (seen[:8], seen[8:]))
     everything = {f"query {n}" for n in range(30)}
     assert len(first) == len(second) == 30
     assert set(first) == set(second) == everything

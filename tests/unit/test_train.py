@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from uuid import uuid5
 
@@ -53,7 +54,7 @@ def config(base: str, **changes: object) -> TrainingConfig:
 
 def records(count: int = 44) -> Records:
     """Each query is three words of its passage."""
-    rng = random.Random(0)
+    rng = random.Random(0)  # noqa: S311
 
     def passage() -> Passage:
         text = " ".join(rng.sample(WORDS, rng.randint(6, 20)))
@@ -122,7 +123,7 @@ def test_export_loads_in_sentence_transformers(base: str, tmp_path: Path) -> Non
     assert model.prompts == {"query": "task: search result | query: ", "document": "title: none | text: "}
     assert model.similarity_fn_name == "cosine"
     query, passage = "read file", "the path of a file"
-    by_hand = model.encode([model.prompts["query"] + query, model.prompts["document"] + passage])
+    by_hand = model.encode([f"task: search result | query: {query}", f"title: none | text: {passage}"])
     assert model.encode_query(query) == pytest.approx(by_hand[0], abs=1e-6)
     assert model.encode_document(passage) == pytest.approx(by_hand[1], abs=1e-6)
     assert (by_hand**2).sum(1) == pytest.approx(1, abs=1e-5)
@@ -174,7 +175,7 @@ def test_refuses_before_the_first_step_what_the_model_lacks(
 
 
 def test_refuses_a_base_that_cannot_be_loaded(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="cannot be loaded.*name a SentenceTransformer folder"):
+    with pytest.raises(SettingError, match=r"cannot be loaded.*name a SentenceTransformer folder"):
         run(config(str(tmp_path)), tmp_path / "work")
 
 
@@ -208,9 +209,9 @@ def test_encodes_what_sentence_transformers_does(base: str) -> None:
 
 
 def test_chunks_hold_every_text_once_within_the_budget() -> None:
-    rng = random.Random(0)
+    rng = random.Random(0)  # noqa: S311
     lengths = [rng.randint(1, 60) for _ in range(100)]
     chunks = chunk_by_length(lengths, 128)
-    assert sorted(sum(chunks, [])) == list(range(100))
+    assert sorted(chain.from_iterable(chunks)) == list(range(100))
     assert all(len(chunk) * max(lengths[index] for index in chunk) <= 128 for chunk in chunks)
     assert chunk_by_length([500, 3], 128) == [[0], [1]]

@@ -8,10 +8,11 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-WORDS = (
-    "task search result query title none text the a of file read write open close list sort map key value "
-    "number string byte line path folder thread lock queue time date zone split join find replace count sum"
-).split()
+TEXT = """
+task search result query title none text the a of file read write open close list sort map key value number string
+byte line path folder thread lock queue time date zone split join find replace count sum
+"""
+WORDS = tuple(TEXT.split())
 DIM = 32
 
 
@@ -27,7 +28,7 @@ def make_tiny_model(folder: Path) -> str:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
     )
-    PreTrainedTokenizerFast(
+    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         unk_token="[UNK]",  # noqa: S106
         pad_token="[PAD]",  # noqa: S106

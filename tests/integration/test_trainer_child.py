@@ -1,0 +1,221 @@
+"""The trainer's subprocess as its parent sees it, on records in a real PostgreSQL: killed, orphaned, refused, done."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sentence_transformers import SentenceTransformer
+from sqlalchemy import Engine, create_engine, insert
+
+from cli.corpus.store import import_corpus
+from services.trainer.mixture import LedgerRecords
+from shared.masking import verbatim_span
+from shared.records import RunConfig, passage_id, query_id
+from shared.runs import Run, start_run
+from shared.schema import fret_records, queries
+from tests.unit.tiny_model import WORDS, make_tiny_model
+
+COUNT = 50
+TEXTS = [f"{WORDS[n % 30]} {WORDS[(n * 7 + 3) % 30]} the file. Number {n} of a list. Sort." for n in range(COUNT)]
+CONFIG = {
+    "per_device_train_batch_size": 8,
+    "num_train_epochs": 3,
+    "matryoshka_dims": [16],
+    "query_max_len": 32,
+    "passage_max_len": 48,
+    "checkpoint_every_s": 0,
+}
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = create_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def run(engine: Engine, tmp_path: Path) -> Run:
+    """A run of COUNT records: the positive is the seed, the query a sentence of it, the negative the next but one."""
+    corpus = tmp_path / "passages.jsonl"
+    corpus.write_text("".join(json.dumps({"_id": f"p{n}", "title": "", "text": t}) + "\n" for n, t in enumerate(TEXTS)))
+    import_corpus(engine, "texts", corpus)
+    ids = [passage_id("", text) for text in TEXTS]
+    with engine.begin() as connection:
+        run = start_run(connection, "texts", RunConfig())
+        for n, text in enumerate(TEXTS):
+            id_ = query_id(run.fingerprint, ids[n], 0)
+            query = f"number {n} of a list."
+            connection.execute(
+                insert(queries).values(
+                    run_id=run.run_id,
+                    query_id=id_,
+                    seed_passage_id=ids[n],
+                    ordinal=0,
+                    task_description="search result" if n % 5 else "fact checking",
+                    query_text=query,
+                    provenance={},
+                )
+            )
+            for label_version in (1, 2):
+                span = verbatim_span(query, text)
+                connection.execute(
+                    insert(fret_records).values(
+                        run_id=run.run_id,
+                        query_id=id_,
+                        label_version=label_version,
+                        positive_id=ids[n],
+                        negative_ids=[ids[(n + 2) % COUNT]] if label_version == 1 else [],
+                        positive_ql_rank=1,
+                        positive_rc_rank=1,
+                        positive_fused_score=2.0,
+                        seed_fused_score=2.0,
+                        positive_changed=False,
+                        positive_span=list(span) if span else None,
+                        negative_spans=[None] if label_version == 1 else [],
+                    )
+                )
+    return run
+
+
+def test_reads_each_record_once_in_the_order_of_ids(engine: Engine, run: Run) -> None:
+    source = LedgerRecords(engine, run.run_id, 1)
+    assert source.count() == COUNT
+    assert source.task_description() == "search result"
+    read = source.page(None, 20)
+    while page := source.page(read[-1].query_id, 20):
+        read += page
+    assert len(read) == COUNT
+    assert [record.query_id for record in read] == sorted(record.query_id for record in read)
+    for record in read:
+        n = int(record.query_text.split()[1])
+        assert record.positive.text == TEXTS[n]
+        assert [negative.text for negative in record.negatives] == [TEXTS[(n + 2) % COUNT]]
+        assert record.negative_spans == (None,)
+        assert record.positive_span is not None
+        start, end = record.positive_span
+        assert TEXTS[n][start:end] == f"Number {n} of a list."
+    assert {record.negatives for record in LedgerRecords(engine, run.run_id, 2).page(None, 99)} == {()}
+    assert LedgerRecords(engine, run.run_id, 3).count() == 0
+
+
+@pytest.fixture
+def specification(database_url: str, run: Run, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "database_url": database_url,
+        "run_id": str(run.run_id),
+        "label_version": 1,
+        "config": {**CONFIG, "model_name_or_path": make_tiny_model(tmp_path / "base")},
+        "work_dir": str(tmp_path / "1"),
+        "resume_from": [],
+    }
+
+
+class Child:
+    """The subprocess and its two pipes; ends with the block."""
+
+    def __init__(self, kind: str, specification: dict[str, Any]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "services.trainer.child", kind],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(specification).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            yield json.loads(line)
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_end(
+    specification: dict[str, Any], tmp_path: Path
+) -> None:
+    with Child("train", specification) as child:
+        next(line for line in child.lines() if line["type"] == "progress")
+        while not list((tmp_path / "1").glob("checkpoint-*")):
+            assert child.process.poll() is None
+        child.process.kill()
+    assert not (tmp_path / "1" / "model").exists()
+    second = {**specification, "work_dir": str(tmp_path / "2"), "resume_from": [str(tmp_path / "1")]}
+    with Child("train", second) as child:
+        resumed = list(child.lines())
+        assert child.process.wait(10) == 0
+    assert resumed[0]["type"] == "progress"
+    assert resumed[0]["step"] > 1
+    with Child("train", {**specification, "work_dir": str(tmp_path / "3")}) as child:
+        whole = list(child.lines())[-1]
+    assert whole["type"] == resumed[-1]["type"] == "result"
+    assert (whole["records"], whole["steps"], whole["examples"]) == (COUNT, 21, 3 * COUNT)
+    assert resumed[-1]["model_dir"] == str(tmp_path / "2" / "model")
+    assert {key: resumed[-1][key] for key in ("steps", "first_loss", "last_loss")} == {
+        key: whole[key] for key in ("steps", "first_loss", "last_loss")
+    }
+    weights = [(tmp_path / folder / "model" / "model.safetensors").read_bytes() for folder in ("2", "3")]
+    assert weights[0] == weights[1]
+    prompts = SentenceTransformer(str(tmp_path / "2" / "model")).prompts
+    assert prompts == {"query": "task: search result | query: ", "document": "title: none | text: "}
+
+
+def test_ends_when_its_parent_is_gone(specification: dict[str, Any]) -> None:
+    long = {**specification, "config": {**specification["config"], "num_train_epochs": 100_000}}
+    with Child("train", long) as child:
+        next(line for line in child.lines() if line["type"] == "progress")
+        assert child.process.stdin is not None
+        child.process.stdin.close()
+        assert child.process.wait(10) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "error_type", "says"),
+    [
+        ("train", {"label_version": 9}, "NotFoundError", "no records"),
+        ("train", {"config": {"matryoshka_dims": [1, 1]}}, "ValidationError", "different positive numbers"),
+        ("evaluate", {"config": {"model": "m", "beir_dir": "/nowhere"}}, "InvalidInputError", "no such file"),
+    ],
+)
+def test_an_error_is_the_last_line(
+    specification: dict[str, Any], kind: str, changes: dict[str, Any], error_type: str, says: str
+) -> None:
+    with Child(kind, {**specification, **changes}) as child:
+        (line,) = child.lines()
+        assert child.process.wait(10) == 1
+    assert (line["type"], line["error_type"]) == ("error", error_type)
+    assert says in line["message"]
+    if error_type == "InvalidInputError":
+        assert (line["path"], line["line"]) == ("/nowhere/corpus.jsonl", None)
+
+
+def test_evaluates(specification: dict[str, Any], tmp_path: Path) -> None:
+    base = specification["config"]["model_name_or_path"]
+    (tmp_path / "qrels").mkdir()
+    for name in ("corpus", "queries"):
+        (tmp_path / f"{name}.jsonl").write_text('{"_id": "a", "text": "sort a list"}\n{"_id": "b", "text": "file"}\n')
+    (tmp_path / "qrels" / "dev.tsv").write_text("a\ta\t1\nb\tb\t1\n")
+    config = {"model": base, "baseline": base, "beir_dir": str(tmp_path), "split": "dev", "dims": [16]}
+    file = tmp_path / "per_query.jsonl"
+    with Child("evaluate", {"config": config, "per_query_file": str(file)}) as child:
+        *progress, result = child.lines()
+    assert [line["type"] for line in progress] == ["progress"] * len(progress)
+    assert (progress[-1]["done"], progress[-1]["total"]) == (8, 8)
+    assert result["type"] == "result"
+    assert result["dims"]["16"]["ndcg@10"] == 1.0  # each query is its own passage
+    assert len(file.read_text().splitlines()) == 2

@@ -1,0 +1,137 @@
+"""Evaluation of a tiny real encoder on a tiny BEIR folder: figures, differences, ties, progress."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sklearn.metrics import ndcg_score
+
+from services.trainer.config import EvaluationConfig
+from services.trainer.evaluate import evaluate, search
+from services.trainer.model_card import render
+from shared.errors import SettingError
+from tests.unit.tiny_model import make_tiny_model
+
+PASSAGES = {f"p{n}": text for n, text in enumerate(["open a file", "close the file", "sort a list", "the time zone"])}
+QUERIES = {"q1": "read file", "q2": "sort key", "q3": "date"}
+QRELS = {"q1": {"p0": 2, "p1": 1}, "q2": {"p2": 1}, "q3": {"p3": 1}}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_tiny_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def other(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Another model: the base with Gecko's prompts."""
+    folder = str(tmp_path_factory.mktemp("other"))
+    model = SentenceTransformer(base)
+    model.prompts = {"query": "task: search result | query: ", "document": "title: none | text: "}
+    model.save_pretrained(folder, create_model_card=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def beir_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("beir")
+    (folder / "qrels").mkdir()
+    for name, texts in (("corpus", PASSAGES), ("queries", QUERIES)):
+        lines = [json.dumps({"_id": id_, "title": "", "text": text}) for id_, text in texts.items()]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    lines = [f"{query}\t{passage}\t{grade}" for query, of in QRELS.items() for passage, grade in of.items()]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]))
+    return str(folder)
+
+
+@pytest.mark.parametrize("dim", [32, 8])
+def test_figures_are_those_of_the_encoded_texts(base: str, other: str, beir_dir: str, dim: int) -> None:
+    report = evaluate(EvaluationConfig(model=other, baseline=base, beir_dir=beir_dir, dims=(dim,)))
+    grades = np.array([[QRELS[query].get(passage, 0) for passage in PASSAGES] for query in QUERIES])
+
+    def expected(query_prompt: str, passage_prompt: str) -> float:
+        model = SentenceTransformer(base, truncate_dim=dim)
+        queries = model.encode([query_prompt + text for text in QUERIES.values()], normalize_embeddings=True)
+        passages = model.encode([passage_prompt + text for text in PASSAGES.values()], normalize_embeddings=True)
+        return float(ndcg_score(grades, queries @ passages.T, k=10))
+
+    after = expected("task: search result | query: ", "title: none | text: ")
+    before = expected("", "")
+    assert report["dims"][str(dim)]["ndcg@10"] == pytest.approx(after, abs=1e-9)
+    assert report["baseline"]["dims"][str(dim)]["ndcg@10"] == pytest.approx(before, abs=1e-9)
+    delta = report["delta"][str(dim)]["ndcg@10"]
+    assert delta["mean"] == pytest.approx(after - before, abs=1e-9)
+    assert delta["ci95"][0] <= delta["mean"] <= delta["ci95"][1]
+    assert report["dims"][str(dim)]["recall@100"] == 1.0
+    assert (report["queries"], report["passages"]) == (3, 4)
+
+
+def test_titles_stand_where_the_models_format_has_them(base: str, other: str, beir_dir: str, tmp_path: Path) -> None:
+    (tmp_path / "qrels").mkdir()
+    for name in ("queries.jsonl", "qrels/test.tsv"):
+        (tmp_path / name).write_bytes((Path(beir_dir) / name).read_bytes())
+    rows = [{"_id": id_, "title": "string", "text": text} for id_, text in PASSAGES.items()]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    report = evaluate(EvaluationConfig(model=other, baseline=base, beir_dir=str(tmp_path)))
+    model = SentenceTransformer(base)
+    grades = np.array([[QRELS[query].get(passage, 0) for passage in PASSAGES] for query in QUERIES])
+    for measured, query_prompt, passage_prompt in (
+        (report["dims"], "task: search result | query: ", "title: string | text: "),
+        (report["baseline"]["dims"], "", "string "),
+    ):
+        queries = model.encode([query_prompt + text for text in QUERIES.values()], normalize_embeddings=True)
+        passages = model.encode([passage_prompt + text for text in PASSAGES.values()], normalize_embeddings=True)
+        assert measured["32"]["ndcg@10"] == pytest.approx(ndcg_score(grades, queries @ passages.T, k=10), abs=1e-9)
+
+
+def test_a_model_against_itself_differs_by_nothing(base: str, beir_dir: str, tmp_path: Path) -> None:
+    file = tmp_path / "per_query.jsonl"
+    seen: list[tuple[int, int]] = []
+    report = evaluate(
+        EvaluationConfig(model=base, baseline=base, beir_dir=beir_dir, dims=(8, 32)),
+        per_query_file=file,
+        on_progress=lambda done, total: seen.append((done, total)),
+    )
+    assert list(report["dims"]) == ["32", "8"]
+    assert all(of[metric] == {"mean": 0, "ci95": [0, 0]} for of in report["delta"].values() for metric in of)
+    assert seen == [(3, 14), (7, 14), (10, 14), (14, 14)]
+    lines = [orjson.loads(line) for line in file.read_bytes().splitlines()]
+    assert [(line["query_id"], line["dim"]) for line in lines] == [(q, d) for d in (32, 8) for q in QUERIES]
+    assert all(line["model"] == line["baseline"] for line in lines)
+    mean = sum(line["model"]["mrr@10"] for line in lines[:3]) / 3
+    assert report["dims"]["32"]["mrr@10"] == pytest.approx(mean)
+    orjson.dumps(report)
+
+
+def test_equal_scores_are_in_the_order_of_the_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    passages = torch.randn(5, 4, generator=generator).repeat(60, 1)  # 60 copies of each of five
+    queries = torch.randn(70, 4, generator=generator)
+    for query, found in zip(queries, search(queries, passages), strict=True):
+        scores = (query @ passages[:5].T).tolist()
+        best = sorted(range(5), key=lambda row: -scores[row])
+        assert found == [row + 5 * copy for row in best[:2] for copy in range(60)][:100]
+
+
+def test_refuses_a_dimension_that_a_model_lacks(base: str, beir_dir: str) -> None:
+    with pytest.raises(SettingError, match=r"cannot measure at 64 dimensions.*has 32"):
+        evaluate(EvaluationConfig(model=base, beir_dir=beir_dir, dims=(64, 8)))
+
+
+def test_the_card_shows_before_and_after(base: str, other: str, beir_dir: str) -> None:
+    config = {"model_name_or_path": "b", "prompts": "gecko", "query_max_len": 1, "passage_max_len": 2}
+    facts = {"run": "demo-1", "config": config, "dims": [32]}
+    report = evaluate(EvaluationConfig(model=other, baseline=base, beir_dir=beir_dir))
+    card = render(facts, report)
+    before, after = (of["32"]["ndcg@10"] for of in (report["baseline"]["dims"], report["dims"]))
+    assert f"| 32 | {before:.4f} → {after:.4f} | {after - before:+.4f} [" in card
+    assert f"| 32 | {after:.4f} |" in render(
+        facts, {key: report[key] for key in report if key not in ("baseline", "delta")}
+    )
+    assert "Not measured yet" in render(facts, None)
