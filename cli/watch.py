@@ -107,13 +107,9 @@ def watch_shard(engine: Engine, table: str, item_id: UUID, what: str) -> dict[st
         return seen["state"] in ("done", "dead"), seen
 
     def line(seen: dict[str, Any]) -> str:
-        shown = " · ".join(
-            f"{key.removesuffix('_s')} {duration(value) if key == 'eta_s' else _figure(value)}"
-            for key, value in seen["progress"].items()
-            if key != "type" and value is not None
-        )
         trouble = f" ({seen['error_message']})" if seen["error_message"] and seen["state"] != "done" else ""
-        return f"{what}: {seen['state']}{trouble}" + (f" · {shown}" if shown else "")
+        state = {"ready": "waits for the trainer", "claimed": "running"}.get(seen["state"], seen["state"])
+        return " · ".join([f"{what}: {state}{trouble}", *_shown(seen["progress"])])
 
     def as_table(seen: dict[str, Any]) -> Table:
         table = Table(box=None, show_header=False, pad_edge=False)
@@ -127,5 +123,12 @@ def watch_shard(engine: Engine, table: str, item_id: UUID, what: str) -> dict[st
     return result
 
 
-def _figure(value: object) -> str:
-    return f"{value:,.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+def _shown(progress: dict[str, Any]) -> list[str]:
+    """What a training (steps) or an evaluation (texts) last said of itself."""
+    if "step" in progress:
+        rate, left = progress["examples_per_s"], duration(progress["eta_s"])
+        steps = f"step {progress['step']:,} of {progress['total_steps']:,}"
+        return [steps, f"loss {progress['loss']:.3f}", f"{rate:.1f} examples/s", f"ETA {left}"]
+    if "done" in progress:
+        return [f"{progress['done']:,} of {progress['total']:,} texts encoded"]
+    return []

@@ -42,7 +42,7 @@ def make_report(outcome: Outcome) -> dict[str, Any]:
     """Everything that the demo found, as plain values."""
     found, sums = outcome.evaluation, outcome.sums
     assert sums is not None  # noqa: S101 - counted before anything is trained
-    dims = list(found["dims"])
+    dims = sorted(found["dims"], key=int, reverse=True)
     return {
         "before": {dim: {m: found["baseline"]["dims"][dim][m] for m in METRICS} for dim in dims},
         "after": {dim: {m: found["dims"][dim][m] for m in METRICS} for dim in dims},

@@ -110,7 +110,7 @@ def comparison_table(result: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("dim", "model", "nDCG@10", "Recall@10", "MRR@10", "Δ nDCG@10 (95% interval)"):
         table.add_column(name, justify="left" if name == "model" else "right")
-    for dim, after in result["dims"].items():
+    for dim, after in sorted(result["dims"].items(), key=lambda item: -int(item[0])):
         rows = [("after" if result.get("baseline") else "model", after)]
         if result.get("baseline"):
             rows.insert(0, ("before", result["baseline"]["dims"][dim]))

@@ -21,7 +21,7 @@ def up(context: typer.Context) -> None:
 def down(context: typer.Context) -> None:
     """Stop what `fretwork up` runs on this home folder.
 
-    Shards in hand have ten seconds to finish; one that does not is done again after the next start, and nothing is lost.
+    Shards in hand have ten seconds to finish; one that does not is done again after the next start: nothing is lost.
     """
     settings: Context = context.obj
     if not stack.down(settings.home):

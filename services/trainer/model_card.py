@@ -88,7 +88,7 @@ def _effect(evaluation: Mapping[str, Any] | None) -> str:
     shown = ("ndcg@10", "recall@10", "mrr@10")
     if before is None:
         lines += ["| dimensions | nDCG@10 | Recall@10 | MRR@10 |", "|---|---|---|---|"]
-        for dim, after in evaluation["dims"].items():
+        for dim, after in sorted(evaluation["dims"].items(), key=lambda item: -int(item[0])):
             lines.append(f"| {dim} | " + " | ".join(f"{after[metric]:.4f}" for metric in shown) + " |")
     else:
         lines += [
@@ -97,7 +97,7 @@ def _effect(evaluation: Mapping[str, Any] | None) -> str:
             "| dimensions | nDCG@10 | difference, 95% interval | Recall@10 | MRR@10 |",
             "|---|---|---|---|---|",
         ]
-        for dim, after in evaluation["dims"].items():
+        for dim, after in sorted(evaluation["dims"].items(), key=lambda item: -int(item[0])):
             low, high = evaluation["delta"][dim]["ndcg@10"]["ci95"]
             moved = [f"{before['dims'][dim][metric]:.4f} → {after[metric]:.4f}" for metric in shown]
             difference = f"{evaluation['delta'][dim]['ndcg@10']['mean']:+.4f} [{low:+.4f}, {high:+.4f}]"
