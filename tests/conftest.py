@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 from sqlalchemy import make_url
@@ -19,6 +20,10 @@ from cli.stack import postgres
 from cli.stack.processes import StackError
 from shared import migrate
 from tests.servers import fresh_database, postgres_from_wheel, redis_from_wheel
+
+# a slow machine is no failure
+hypothesis.settings.register_profile("fretwork", deadline=None)
+hypothesis.settings.load_profile("fretwork")
 
 
 @pytest.fixture(scope="session")

@@ -76,12 +76,12 @@ def run_demo(settings: Context, folder: Path, passages: int, seed: int, base: st
         outcome = Outcome(corpus, run, base, {"harvest": harvested_s, "import": imported_s})
         with outcome.timed("run"):
             _watch(engine, run)
+        _count(engine, outcome)
         versions = {"p_1": 1}
         with outcome.timed("relabel_as_seed"):
             with engine.begin() as connection:
                 versions["seed"] = add_label_version(connection, run, LabelPolicy(positive="seed"))
             _watch(engine, run)
-        _count(engine, outcome)
         models = {policy: folder / run.name / policy for policy in POLICIES}
         for policy in POLICIES:
             with outcome.timed(f"train_{policy}"):

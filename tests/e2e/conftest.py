@@ -22,7 +22,7 @@ def beir_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BEIR folder of passages from a corner of the standard library, with held-out summaries as queries."""
     folder = tmp_path_factory.mktemp("beir")
     stdlib = Path(sysconfig.get_paths()["stdlib"])
-    build(folder, PASSAGES, roots=[SourceRoot(stdlib)])
+    build(folder, PASSAGES, roots=[SourceRoot("python", stdlib)])
     return folder
 
 

@@ -188,7 +188,6 @@ def test_ends_when_its_parent_is_gone(specification: dict[str, Any]) -> None:
     ("kind", "changes", "error_type", "says"),
     [
         ("train", {"label_version": 9}, "NotFoundError", "no records"),
-        ("train", {"config": {"matryoshka_dims": [1, 1]}}, "ValidationError", "different positive numbers"),
         ("evaluate", {"config": {"model": "m", "beir_dir": "/nowhere"}}, "InvalidInputError", "no such file"),
     ],
 )

@@ -75,6 +75,7 @@ def root(tmp_path: Path) -> Path:
         "boats/_inner/open.py",
         "boats/tests/test_boats.py",
         "not-a-package/boats.py",
+        "boats/_private/__init__.py",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(MODULE, encoding="utf-8")
@@ -82,7 +83,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_public_objects_with_a_body_are_found_and_nothing_is_imported(root: Path) -> None:
-    found = harvest([SourceRoot(root)])
+    found = harvest([SourceRoot("fleet", root)])
 
     assert [o.qualified_name for o in found.objects] == [
         "boats",
@@ -93,10 +94,16 @@ def test_public_objects_with_a_body_are_found_and_nothing_is_imported(root: Path
         "boats.drift",
     ]
     assert found.objects[1] == DocumentedObject(
-        "boats.sail", "boats", "Set the sails for the given wind.", "Trims the main sail first: \\\\o/\n  indented"
+        "boats.sail", "fleet", "Set the sails for the given wind.", "Trims the main sail first: \\\\o/\n  indented"
     )
     assert found.objects[-1].summary == "Drift on."
     assert (found.files, found.unreadable) == (1, 0)
+
+
+def test_a_packages_own_folder_gives_the_same_names(root: Path) -> None:
+    assert (
+        harvest([SourceRoot("boats", root / "boats", "boats")]).objects == harvest([SourceRoot("boats", root)]).objects
+    )
 
 
 def test_sources_that_are_no_python_are_counted_and_the_rest_is_read(root: Path) -> None:
@@ -105,17 +112,16 @@ def test_sources_that_are_no_python_are_counted_and_the_rest_is_read(root: Path)
     # an invalid escape is a SyntaxWarning, which would fail this test if it came through
     (root / "escape.py").write_text('"""Summary \\d here.\n\nBody."""', encoding="utf-8")
 
-    found = harvest([SourceRoot(root)])
+    found = harvest([SourceRoot("fleet", root)])
 
     assert (found.files, found.unreadable) == (4, 2)
-    assert found.objects[-1].qualified_name == "escape"
+    assert found.objects[0].qualified_name == "escape"
 
 
-def test_a_named_root_is_one_library_and_the_first_of_two_namesakes_stays(root: Path, tmp_path: Path) -> None:
-    found = harvest([SourceRoot(root, "python"), SourceRoot(root)])
+def test_of_two_namesakes_the_first_stays(root: Path) -> None:
+    first, second = SourceRoot("first", root), SourceRoot("second", root)
 
-    assert {o.library for o in found.objects} == {"python"}
-    assert len(found.objects) == len({o.qualified_name for o in found.objects})
+    assert harvest([first, second]).objects == harvest([first]).objects
 
 
 def test_the_environment_holds_the_standard_library_and_this_projects_dependencies() -> None:
@@ -123,4 +129,5 @@ def test_the_environment_holds_the_standard_library_and_this_projects_dependenci
 
     assert standard.library == "python"
     assert (standard.path / "json" / "decoder.py").is_file()
-    assert any((root.path / "pydantic" / "main.py").is_file() for root in installed)
+    assert {"celery", "pydantic", "sqlalchemy"} <= {root.library for root in installed}
+    assert all((root.path / "__init__.py").is_file() for root in installed)

@@ -1,0 +1,125 @@
+"""A newcomer's path through the command line, with real processes: corpus, run, export, train, evaluate."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+from sqlalchemy import text
+
+from cli.demo.corpus import normalise
+from tests.e2e.stack import Stack
+
+
+def fretwork(stack: Stack, *arguments: str, exit_status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs the command on the stack that is up already."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.main", "--home", str(stack.home), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == exit_status, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def run_name(stack: Stack, beir_folder: Path) -> str:
+    added = fretwork(stack, "corpus", "add", "newcomer", str(beir_folder))
+    assert "added" in added.stdout
+    started = fretwork(stack, "run", "start", "--corpus", "newcomer", "--wait", "--set", "shard_size=16")
+    assert started.stdout == "newcomer-1\n", "data alone on standard output"
+    assert "relabel" in started.stderr
+    return "newcomer-1"
+
+
+def test_adding_the_same_corpus_again_changes_nothing(stack: Stack, run_name: str, beir_folder: Path) -> None:
+    before = json.loads(fretwork(stack, "corpus", "list", "--json").stdout)
+    assert "0 added" in fretwork(stack, "corpus", "add", "newcomer", str(beir_folder)).stdout
+    assert json.loads(fretwork(stack, "corpus", "list", "--json").stdout) == before
+
+
+def test_status_says_what_became_of_every_item(stack: Stack, run_name: str) -> None:
+    seen = json.loads(fretwork(stack, "run", "status", run_name, "--json").stdout)
+    assert seen["state"] == "done"
+    assert seen["conservation"]["holds"]
+    assert seen["dead"] == []
+    assert seen["conservation"]["records"] > 40
+    assert [stage["stage"] for stage in seen["stages"]] == ["index", "generate", "retrieve", "dedup", "relabel"]
+    assert "the counts add up" in fretwork(stack, "run", "status", "latest").stdout
+
+
+def test_no_held_out_query_stands_in_a_passage_or_record(stack: Stack, run_name: str, beir_folder: Path) -> None:
+    held_out = [normalise(json.loads(line)["text"]) for line in (beir_folder / "queries.jsonl").open()]
+    with stack.engine.connect() as connection:
+        passages = list(connection.execute(text("SELECT text FROM passages")).scalars())
+        queries = list(connection.execute(text("SELECT query_text FROM queries")).scalars())
+    assert held_out
+    assert queries
+    for written in (normalise(t) for t in [*passages, *queries]):
+        assert not any(f" {query} " in f" {written} " for query in held_out)
+
+
+def test_export_has_the_columns_that_trainers_read(stack: Stack, run_name: str, tmp_path: Path) -> None:
+    output = tmp_path / "triplets"
+    fretwork(stack, "export", run_name, "--format", "sentence-transformers", "--output", str(output))
+    (data,) = output.glob("*.parquet")
+    table = pyarrow.parquet.read_table(data)
+    assert table.column_names == ["anchor", "positive", "negative"]
+    records = json.loads(fretwork(stack, "run", "status", run_name, "--json").stdout)["conservation"]["records"]
+    assert table.num_rows == records
+    again = fretwork(stack, "export", run_name, "--output", str(output), exit_status=1)
+    assert str(output) in again.stderr
+
+
+def test_training_and_evaluation_go_through_the_trainers_queue(
+    stack: Stack, run_name: str, beir_folder: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    few = ("--per-device-train-batch-size", "8", "--passage-max-len", "48", "--matryoshka-dims", "128")
+    fretwork(stack, "train", run_name, "--output", str(model), *few)
+    assert {"modules.json", "config_sentence_transformers.json", "README.md"} <= {f.name for f in model.iterdir()}
+    assert json.loads((model / "config.json").read_text())["matryoshka_dimensions"] == [384, 128]
+    measured = fretwork(
+        stack, "evaluate", str(model), "--beir", str(beir_folder), "--baseline", "all-MiniLM-L6-v2",
+        "--dims", "384,128", "--json",
+    )  # fmt: skip
+    result: dict[str, Any] = json.loads(measured.stdout)
+    assert set(result["dims"]) == {"384", "128"}
+    low, high = result["delta"]["384"]["ndcg@10"]["ci95"]
+    assert low <= result["delta"]["384"]["ndcg@10"]["mean"] <= high
+    assert result["baseline"]["dims"]["384"]["ndcg@10"] > 0.5
+    with stack.engine.connect() as connection:
+        workers = connection.execute(
+            text("SELECT stage, state, claimed_by FROM shards WHERE stage IN ('train', 'evaluate')")
+        ).all()
+    assert {(stage, state) for stage, state, _ in workers} == {("train", "done"), ("evaluate", "done")}
+    trainer = str(stack.pid("trainer"))
+    assert all(claimed_by.split(":")[1:] == [trainer, "trainer"] for _, _, claimed_by in workers)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_status", "says"),
+    [
+        (("run", "status", "nothing-1"), 1, "fretwork run list"),
+        (("run", "start", "--corpus", "nothing"), 1, "fretwork corpus add nothing"),
+        (("run", "start", "--corpus", "newcomer", "--set", "queries_per_passage=0"), 1, "queries_per_passage"),
+        (("run", "start", "--corpus", "newcomer", "--set", "colour=red"), 1, "colour"),
+        (("corpus", "add", "x", "/no/such/path"), 1, "/no/such/path"),
+        (("evaluate", "all-MiniLM-L6-v2", "--beir", "/no/such/path"), 1, "/no/such/path"),
+        (("train", "newcomer-1"), 2, "--output"),
+    ],
+)
+def test_mistakes_get_a_sentence_and_an_exit_status(
+    stack: Stack, run_name: str, arguments: tuple[str, ...], exit_status: int, says: str
+) -> None:
+    failed = fretwork(stack, *arguments, exit_status=exit_status)
+    assert says in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert failed.stdout == ""
