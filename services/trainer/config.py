@@ -47,7 +47,7 @@ class TrainingConfig(BaseModel):
     interpolation: float = Field(
         1.0, ge=0, le=1, description="share of the tuned weights in the exported ones; the rest is the base's"
     )
-    seed: int = Field(0, description="seeds the order of the records, the masks and the dropout")
+    seed: int = Field(0, description="seeds the order of the records and the masks")
     checkpoint_every_s: float = Field(60.0, ge=0, description="seconds between checkpoints; 0: after every step")
 
     @model_validator(mode="after")

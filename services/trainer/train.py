@@ -80,7 +80,7 @@ def train(
     Raises SettingError for a base model, length or dimension that cannot work and NotFoundError without any record,
     all of them before the first step, and DivergedError when the loss is not finite.
     """
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed)  # a base may lack weights that its class has, as BERT's pooler: these are drawn
     model = ready_for_training(load_model(config.model_name_or_path))
     weight_by_dim = _checked_dims(config, model)
     record_count = source.count()
@@ -104,10 +104,10 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
 
-        now = time.monotonic()
         value = loss.item()
         if not math.isfinite(value):
             raise DivergedError
+        now = time.monotonic()
         state = _State(
             step=state.step + 1,
             position=following,

@@ -47,12 +47,14 @@ def run(engine: Engine, tmp_path: Path) -> Run:
 
 def shard_of(connection: Connection, run: Run, stage: Stage, number: int = 0) -> UUID:
     """The stage's shards in order of their size and first item."""
-    found = connection.execute(
-        select(shards.c.shard_id)
-        .where(shards.c.run_id == run.run_id, shards.c.stage == stage)
-        .order_by(shards.c.item_count.desc(), shards.c.item_ids)
-    ).scalars()
-    return list(found)[number]
+    found: list[UUID] = list(
+        connection.execute(
+            select(shards.c.shard_id)
+            .where(shards.c.run_id == run.run_id, shards.c.stage == stage)
+            .order_by(shards.c.item_count.desc(), shards.c.item_ids)
+        ).scalars()
+    )
+    return found[number]
 
 
 def claimed(engine: Engine, shard_id: UUID, lease_s: float = LEASE_S, worker: str = "me") -> Claim:
