@@ -13,4 +13,14 @@ def run_config(seed: int, base: str) -> RunConfig:
 
 
 def training_config(seed: int, base: str) -> TrainingConfig:
-    return TrainingConfig(seed=seed, model_name_or_path=base, matryoshka_dims=DIMS[1:])
+    """Measured on development queries (docs/decisions.md): few records want small batches and gentle steps."""
+    return TrainingConfig(
+        seed=seed,
+        model_name_or_path=base,
+        matryoshka_dims=DIMS[1:],
+        prompts="none",  # a base that never saw task prefixes would have to learn them from 3,000 records
+        per_device_train_batch_size=32,
+        learning_rate=5e-5,
+        hard_negatives=False,
+        same_tower_negatives=False,
+    )
