@@ -24,12 +24,20 @@ class BarrierClosedError(TransientError):
     """What this stage waits for is no longer complete; the shard waits behind its barrier again."""
 
 
+class IndexIncompleteError(FretworkError):
+    """Passages are missing from the index, and the shards that should bring them are dead."""
+
+
 class LeaseLostError(FretworkError):
     """The shard was claimed by another worker in the meantime, so this result is thrown away."""
 
 
 class NotFoundError(FretworkError):
     """There is nothing of that name."""
+
+
+class NotDoneError(FretworkError):
+    """This needs a finished run."""
 
 
 class SettingError(FretworkError):

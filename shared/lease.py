@@ -62,8 +62,10 @@ def kept(claim: Claim) -> Iterator[None]:
     try:
         yield
     finally:
+        global _last_consumed
         with _lock:
             _held.pop(claim.shard_id, None)
+            _last_consumed = time.monotonic()  # it was at work until now, and not deaf
 
 
 def _keep() -> None:

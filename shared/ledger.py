@@ -12,10 +12,16 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID, uuid5
 
-from sqlalchemy import Connection, RowMapping, insert, text
+from sqlalchemy import Connection, RowMapping, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from shared.errors import BarrierClosedError, InvalidInputError, LeaseLostError, SettingError
+from shared.errors import (
+    BarrierClosedError,
+    IndexIncompleteError,
+    InvalidInputError,
+    LeaseLostError,
+    SettingError,
+)
 from shared.records import Dropped
 from shared.schema import drops, shards
 from shared.stages import ROUTES, RUN_STAGES, Stage
@@ -23,6 +29,7 @@ from shared.stages import ROUTES, RUN_STAGES, Stage
 MAX_FAILURES = 3
 MAX_LOSSES = 3
 RETRY_AFTER_FAILURE_S = 5.0
+HOPELESS = (IndexIncompleteError, InvalidInputError, SettingError)  # trying again cannot mend these
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +156,7 @@ def finish(connection: Connection, held: Claim, dropped: Sequence[Dropped], surv
 def _drop(connection: Connection, held: Claim, dropped: Sequence[Dropped]) -> None:
     if dropped:
         connection.execute(
-            insert(drops),
+            upsert(drops).on_conflict_do_nothing(),
             [
                 {
                     "run_id": held.run_id,
@@ -194,7 +201,7 @@ def fail(connection: Connection, held: Claim, error: Exception) -> None:
         "error_type = :error_type, error_message = :error_message, error_traceback = :error_traceback",
         delay_s=RETRY_AFTER_FAILURE_S,
         max_failures=MAX_FAILURES,
-        hopeless=isinstance(error, InvalidInputError | SettingError),
+        hopeless=isinstance(error, HOPELESS),
         error_type=type(error).__name__,
         error_message=_storable(str(error)),
         error_traceback=_storable("".join(traceback.format_exception(error))),
@@ -324,15 +331,33 @@ def to_ring(connection: Connection, stages: Collection[Stage], limit: int, again
 def reopen_index(connection: Connection, run_id: UUID) -> int:
     """done -> ready for a run's index shards, where the vector index turned out to have lost points.
 
-    Does nothing while one of them is open already: then the index is on its way.
+    Does nothing while one of them is open already: then the index is on its way. A shard whose one item ended with a
+    reason stays done. Raises IndexIncompleteError where dead shards are why the index is short.
     """
+    counted = connection.execute(
+        text("SELECT state, count(*) FROM shards WHERE run_id = :run_id AND stage = 'index' GROUP BY state"),
+        {"run_id": run_id},
+    )
+    by_state = {row[0]: row[1] for row in counted}
+    if by_state.get("ready") or by_state.get("claimed"):
+        return 0
+    if by_state.get("dead"):
+        why = connection.execute(
+            text(
+                "SELECT error_message FROM shards WHERE run_id = :run_id AND stage = 'index' AND state = 'dead' LIMIT 1"
+            ),
+            {"run_id": run_id},
+        ).scalar_one()
+        raise IndexIncompleteError(
+            f"the index lacks passages, because {by_state['dead']} of its shards are dead: {why}"
+        )
     return connection.execute(
         text(
             """
-            UPDATE shards SET state = 'ready', rung_at = NULL, not_before = now()
+            UPDATE shards SET state = 'ready', rung_at = NULL, not_before = now(), losses = 0
             WHERE run_id = :run_id AND stage = 'index' AND state = 'done' AND NOT EXISTS (
-                SELECT FROM shards AS other WHERE other.run_id = :run_id AND other.stage = 'index'
-                  AND other.state IN ('ready', 'claimed')
+                SELECT FROM drops WHERE drops.run_id = :run_id AND drops.stage = 'index'
+                  AND drops.item_id = ANY (shards.item_ids)
             )
             """
         ),
@@ -340,13 +365,27 @@ def reopen_index(connection: Connection, run_id: UUID) -> int:
     ).rowcount
 
 
+def index_drops(connection: Connection, run_id: UUID) -> int:
+    """How many of a run's passages ended in the index stage, each with its reason."""
+    return int(
+        connection.execute(
+            text("SELECT count(*) FROM drops WHERE run_id = :run_id AND stage = 'index'"), {"run_id": run_id}
+        ).scalar_one()
+    )
+
+
 def retry(connection: Connection, run_id: UUID) -> int:
-    """dead -> ready for all of a run's dead shards, their counts of failures and losses back at zero."""
+    """dead -> ready, or -> waiting behind a barrier, for a run's dead shards; their failures and losses start anew."""
     connection.execute(text("UPDATE runs SET state = 'running' WHERE run_id = :run_id"), {"run_id": run_id})
     return connection.execute(
         text(
-            "UPDATE shards SET state = 'ready', failures = 0, losses = 0, rung_at = NULL, not_before = now() "
-            "WHERE run_id = :run_id AND state = 'dead'"
+            "UPDATE shards SET state = CASE WHEN stage = ANY(:behind) THEN 'waiting' ELSE 'ready' END, "
+            "failures = 0, losses = 0, rung_at = NULL, not_before = now() "
+            "WHERE run_id = :run_id AND state = 'dead' AND stage = ANY(:stages)"
         ),
-        {"run_id": run_id},
+        {
+            "run_id": run_id,
+            "stages": list(RUN_STAGES),
+            "behind": [stage for stage, route in ROUTES.items() if route.after],
+        },
     ).rowcount

@@ -96,7 +96,9 @@ class LabelPolicy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     positive: Literal["p_1", "seed"] = Field(
-        "p_1", description="p_1: the best by fused rank, as in the paper; seed: the passage the query was made from"
+        "seed",
+        description="seed: the passage the query was made from, the better of the two for the offline teacher "
+        "(docs/decisions.md); p_1: the best by fused rank, as in the paper, for a judge that can be trusted",
     )
     negative: Literal["lowest"] = Field("lowest", description="lowest: the last by fused rank, the paper's p_20")
 
@@ -117,7 +119,7 @@ class RunConfig(BaseModel):
     near_duplicate_cosine: float = Field(0.98, gt=0, le=1, description="queries this close count as one")
     shard_size: int = Field(32, ge=1, le=1024, description="items per shard")
     labels: LabelPolicy = Field(
-        LabelPolicy(), description="labels.positive: p_1, the judge's favourite, or seed; labels.negative: lowest"
+        LabelPolicy(), description="labels.positive: seed, or p_1, the judge's favourite; labels.negative: lowest"
     )
 
     def sha256(self) -> str:

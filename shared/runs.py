@@ -12,9 +12,10 @@ from uuid import UUID, uuid4, uuid5
 from sqlalchemy import Connection, insert, select, text
 
 from shared import ledger
-from shared.errors import NotFoundError
+from shared.errors import NotDoneError, NotFoundError, SettingError
 from shared.records import NAMESPACE, LabelPolicy, RunConfig
 from shared.schema import corpora, evaluations, label_versions, runs, training_runs
+from shared.settings import settings
 from shared.stages import Stage
 
 
@@ -89,11 +90,12 @@ def draft_run(connection: Connection, corpus_name: str, config: RunConfig) -> Ru
 def start_run(connection: Connection, corpus_name: str, config: RunConfig) -> Run:
     """Freezes corpus and configuration into a run, with its index and generate shards ready.
 
-    Raises NotFoundError where there is no such corpus.
+    Raises NotFoundError where there is no such corpus, SettingError where it does not fit the in-process Qdrant.
     """
     # one start at a time: the run's number counts those before it
     connection.execute(select(corpora.c.corpus_id).where(corpora.c.name == corpus_name).with_for_update())
     run = draft_run(connection, corpus_name, config)
+    _check_local_index(run)
     frozen = {field.name: getattr(run, field.name) for field in fields(run)}
     connection.execute(
         insert(runs).values({**frozen, "config": config.model_dump(mode="json"), "config_hash": config.sha256()})
@@ -104,6 +106,15 @@ def start_run(connection: Connection, corpus_name: str, config: RunConfig) -> Ru
     _shard_passages(connection, run, Stage.INDEX, run.passage_count)
     _shard_passages(connection, run, Stage.GENERATE, run.sampled_count)
     return run
+
+
+def _check_local_index(run: Run) -> None:
+    limit = settings().max_local_passages
+    if settings().qdrant_url is None and run.passage_count > limit:
+        raise SettingError(
+            f"the corpus has {run.passage_count:,} passages and the in-process Qdrant holds at most {limit:,}: "
+            "set FRETWORK_QDRANT_URL to a Qdrant server"
+        )
 
 
 # the first by a hash of seed and id: a sample that depends on nothing else
@@ -156,13 +167,15 @@ def add_label_version(connection: Connection, run: Run, policy: LabelPolicy) -> 
 
     Returns the version that has this policy: an existing one where the run was labelled so before.
     """
-    connection.execute(select(runs.c.run_id).where(runs.c.run_id == run.run_id).with_for_update())
+    state = connection.execute(select(runs.c.state).where(runs.c.run_id == run.run_id).with_for_update()).scalar_one()
     versions = connection.execute(
         select(label_versions.c.label_version, label_versions.c.policy).where(label_versions.c.run_id == run.run_id)
     ).all()
     for version, stored in versions:
         if LabelPolicy(**stored) == policy:
             return int(version)
+    if state != "done":
+        raise NotDoneError(f"run {run.name} is not done: only a finished run can be labelled anew")
     label_version = max(version for version, _ in versions) + 1
     connection.execute(
         insert(label_versions).values(
@@ -173,8 +186,8 @@ def add_label_version(connection: Connection, run: Run, policy: LabelPolicy) -> 
         text(
             """
             INSERT INTO shards (shard_id, run_id, stage, label_version, state, item_ids, item_count)
-            SELECT CAST(md5(CAST(:run_id AS text) || :version || number) AS uuid), :run_id, 'relabel', :version,
-                   'ready', array_agg(query_id ORDER BY query_id), count(*)
+            SELECT CAST(md5(CAST(:run_id AS text) || '/labels/' || :version || '/' || number) AS uuid), :run_id,
+                   'relabel', :version, 'ready', array_agg(query_id ORDER BY query_id), count(*)
             FROM (
                 SELECT query_id, (row_number() OVER (ORDER BY query_id) - 1) / :shard_size AS number
                 FROM queries WHERE run_id = :run_id AND ql_scores IS NOT NULL
@@ -183,6 +196,18 @@ def add_label_version(connection: Connection, run: Run, policy: LabelPolicy) -> 
             """
         ),
         {"run_id": run.run_id, "version": label_version, "shard_size": run.config.shard_size},
+    )
+    # a query that never got its scores ends in every version with the reason that it has in the first
+    connection.execute(
+        text(
+            """
+            INSERT INTO drops (run_id, stage, label_version, item_id, reason, detail)
+            SELECT drops.run_id, stage, :version, item_id, reason, detail
+            FROM drops JOIN queries ON queries.run_id = drops.run_id AND query_id = item_id
+            WHERE drops.run_id = :run_id AND stage = 'relabel' AND label_version = 1 AND ql_scores IS NULL
+            """
+        ),
+        {"run_id": run.run_id, "version": label_version},
     )
     connection.execute(text("UPDATE runs SET state = 'running' WHERE run_id = :run_id"), {"run_id": run.run_id})
     return int(label_version)

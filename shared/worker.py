@@ -16,6 +16,7 @@ import structlog
 from celery.signals import worker_init, worker_ready
 from sqlalchemy import Connection
 from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from shared import lease, ledger
 from shared.celery_app import ring
@@ -29,6 +30,7 @@ from shared.stages import ROUTES, Stage
 log = structlog.get_logger()
 
 RETRY_AFTER_TRANSIENT_S = 5.0
+TRANSIENT = (TransientError, OperationalError, InterfaceError, PoolTimeoutError, ConnectionError, TimeoutError)
 
 
 @worker_init.connect  # type: ignore[untyped-decorator]
@@ -61,7 +63,10 @@ class Output:
 
 
 def perform(stage: Stage, shard_id: str, work: Callable[[Claim], Output]) -> None:
-    """Does one shard, if it is to be had. Raises nothing: whatever goes wrong ends in the ledger and the log."""
+    """Does one shard, if it is to be had. What goes wrong with it ends in the ledger and the log.
+
+    Raises only where the database or the broker is away before or after the work; the doorbell is rung again then.
+    """
     queue = ROUTES[stage].queue
     lease.consumed(queue)
     with engine().begin() as connection:
@@ -87,7 +92,7 @@ def perform(stage: Stage, shard_id: str, work: Callable[[Claim], Output]) -> Non
 
 
 def _give_back(held: Claim, error: Exception) -> None:
-    transient = isinstance(error, TransientError | OperationalError | InterfaceError | ConnectionError | TimeoutError)
+    transient = isinstance(error, TRANSIENT)
     try:
         with engine().begin() as connection:
             if transient:

@@ -11,7 +11,7 @@ from cli.context import Context, say
 from cli.demo.job import run_demo
 from cli.demo.present import write_reports
 from cli.models.command import comparison_table
-from shared.models import WHEEL_MODEL
+from shared.models import WHEEL_MODEL, as_given
 
 
 def demo(
@@ -28,7 +28,7 @@ def demo(
     """
     settings: Context = context.obj
     folder = settings.home / "demo"
-    outcome = run_demo(settings, folder, passages, seed, model)
+    outcome = run_demo(settings, folder, passages, seed, as_given(model))
     report = write_reports(folder, outcome)
     typer.echo("")
     Console().print(comparison_table(outcome.evaluation))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from services.trainer.config import TrainingConfig
-from shared.records import RunConfig
+from shared.records import LabelPolicy, RunConfig
 
 DIMS = (384, 256, 128, 64)
 
 
 def run_config(seed: int, base: str) -> RunConfig:
-    return RunConfig(seed=seed, embedder=base, queries_per_passage=2)
+    return RunConfig(seed=seed, embedder=base, queries_per_passage=2, labels=LabelPolicy(positive="p_1"))
 
 
 def training_config(seed: int, base: str) -> TrainingConfig:
@@ -18,9 +18,5 @@ def training_config(seed: int, base: str) -> TrainingConfig:
         seed=seed,
         model_name_or_path=base,
         matryoshka_dims=DIMS[1:],
-        prompts="none",  # a base that never saw task prefixes would have to learn them from 3,000 records
-        per_device_train_batch_size=32,
-        learning_rate=5e-5,
         hard_negatives=False,
-        same_tower_negatives=False,
     )

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from cli.context import Context, say
 from cli.watch import watch_shard
-from services.trainer.config import EvaluationConfig, TrainingConfig
-from shared.errors import InvalidInputError, SettingError
+from services.trainer.config import EvaluationConfig, Prompts, TrainingConfig
+from shared.errors import InvalidInputError, NotDoneError, SettingError
+from shared.models import as_given
 from shared.runs import find_policy, find_run, start_evaluation, start_training
 
 _DEFAULTS = TrainingConfig()
@@ -42,13 +43,18 @@ def train(
     ),
     query_max_len: Annotated[int, typer.Option(help=_described("query_max_len"))] = _DEFAULTS.query_max_len,
     passage_max_len: Annotated[int, typer.Option(help=_described("passage_max_len"))] = _DEFAULTS.passage_max_len,
+    prompts: Annotated[Prompts, typer.Option(help=_described("prompts"))] = _DEFAULTS.prompts,
+    hard_negatives: Annotated[bool, typer.Option(help=_described("hard_negatives"))] = _DEFAULTS.hard_negatives,
+    same_tower_negatives: Annotated[
+        bool, typer.Option(help=_described("same_tower_negatives"))
+    ] = _DEFAULTS.same_tower_negatives,
     seed: Annotated[int, typer.Option(help=_described("seed"))] = _DEFAULTS.seed,
     label_version: Annotated[int, typer.Option(help="which labelling of the run's queries")] = 1,
 ) -> None:
     """Train an encoder on a run's records and write it as a SentenceTransformer folder."""
     config = validated(
         TrainingConfig,
-        model_name_or_path=model_name_or_path,
+        model_name_or_path=as_given(model_name_or_path),
         learning_rate=learning_rate,
         num_train_epochs=num_train_epochs,
         per_device_train_batch_size=per_device_train_batch_size,
@@ -56,6 +62,9 @@ def train(
         matryoshka_dims=parse_dims(matryoshka_dims),
         query_max_len=query_max_len,
         passage_max_len=passage_max_len,
+        prompts=prompts,
+        hard_negatives=hard_negatives,
+        same_tower_negatives=same_tower_negatives,
         seed=seed,
     )
     output = output.absolute()
@@ -66,6 +75,10 @@ def train(
         with engine.begin() as connection:
             found = find_run(connection, run)
             find_policy(connection, found, label_version)
+            if found.state != "done":
+                raise NotDoneError(
+                    f"run {found.name} is not done yet: watch it with `fretwork run status {found.name}`"
+                )
             training_run_id = start_training(
                 connection, found, label_version, config.model_dump(mode="json"), str(output)
             )
@@ -88,8 +101,8 @@ def evaluate(
     """Measure a model on judged queries: nDCG@10, Recall and MRR, with 95% intervals against a baseline."""
     config = validated(
         EvaluationConfig,
-        model=_as_given(model),
-        baseline=_as_given(baseline) if baseline else None,
+        model=as_given(model),
+        baseline=as_given(baseline) if baseline else None,
         beir_dir=str(beir.absolute()),
         split=split,
         dims=parse_dims(dims) if dims else None,
@@ -125,10 +138,10 @@ def comparison_table(result: dict[str, Any]) -> Table:
 
 
 def parse_dims(value: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in value.split(","))
-    except ValueError:
-        raise SettingError(f"dimensions are whole numbers with commas between, as in 384,256; got {value!r}") from None
+    parts = value.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise SettingError(f"dimensions are numbers above 0 with commas between, as in 384,256; got {value!r}")
+    return tuple(int(part) for part in parts)
 
 
 def validated(kind: type[Any], /, **values: Any) -> Any:
@@ -138,9 +151,3 @@ def validated(kind: type[Any], /, **values: Any) -> Any:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])).replace("_", "-")
         raise SettingError(f"--{where}: {first['msg']}") from None
-
-
-def _as_given(model: str) -> str:
-    """A folder by its absolute path, since the trainer's working directory is another; a name as it is."""
-    path = Path(model)
-    return str(path.absolute()) if path.is_dir() else model

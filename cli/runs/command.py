@@ -7,12 +7,14 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from rich.console import Console
 
-from cli.context import Context, progress_console, say
+from cli.context import Context, say
 from cli.runs.preview import preview
 from cli.stack import running_stack
 from cli.watch import stages_table, watch_run
 from shared.errors import SettingError
+from shared.models import as_given
 from shared.progress import describe, list_runs, stage_progress
 from shared.records import LabelPolicy, RunConfig
 from shared.runs import find_run, start_run
@@ -22,7 +24,7 @@ app = typer.Typer(no_args_is_help=True, help="Runs: from a corpus to FRet record
 
 
 def _default(value: object) -> str:
-    return "all" if value is None else "p_1, lowest" if isinstance(value, LabelPolicy) else str(value)
+    return "all" if value is None else "seed, lowest" if isinstance(value, LabelPolicy) else str(value)
 
 
 SETTINGS_HELP = "\n\n".join(
@@ -45,7 +47,11 @@ def parse_config(assignments: list[str]) -> RunConfig:
         target = values
         for group in groups:
             target = target.setdefault(group, {})
+            if not isinstance(target, dict):
+                raise SettingError(f"--set {key}: {group} was given a value of its own before")
         target[last] = parsed
+    if isinstance(values.get("embedder"), str):
+        values["embedder"] = as_given(values["embedder"])
     try:
         return RunConfig(**values)
     except ValidationError as error:
@@ -112,7 +118,7 @@ def status(
     if as_json:
         typer.echo(json.dumps(seen))
         return
-    progress_console.print(stages_table(f"run {seen['run']} ({seen['state']})", stages))
+    Console().print(stages_table(f"run {seen['run']} ({seen['state']})", stages))
     sums = seen["conservation"]
     typer.echo(
         f"{sums['records']:,} records · {sums['queries']:,} queries · {sums['sampled']:,} passages sampled · "
@@ -120,6 +126,8 @@ def status(
     )
     for error in seen["dead"]:
         typer.echo(f"dead: {error['stage']} × {error['shards']}: {error['error_type']}: {error['error_message']}")
+    if seen["dead"]:
+        raise typer.Exit(3)
 
 
 @app.command("list")

@@ -34,6 +34,7 @@ def loop() -> None:
     broker = redis.Redis.from_url(settings().require_broker_url(), socket_timeout=5)
     with engine().connect() as lock_holder:
         lock_holder.execution_options(isolation_level="AUTOCOMMIT")
+        lock_holder.detach()  # closed when the block ends, not pooled: the lock must end with it
         while not lock_holder.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": DISPATCHER_LOCK}).scalar_one():
             time.sleep(TICK_S)
         log.info("dispatching")

@@ -19,7 +19,6 @@ MU = 500.0  # terms of the corpus added to each passage; around 2,000 in the pap
 K1, B = 1.2, 0.75  # how fast repeats saturate, and how much length counts; Lucene's defaults
 PROVENANCE = {"teacher": "offline", "ql": "dirichlet", "mu": MU, "rc": "bm25", "k1": K1, "b": B}
 DECIMALS = 6  # coarser than the last bit of a logarithm, which differs between machines
-PROVENANCE = {"judge": "offline", "ql": "dirichlet", "mu": MU, "rc": "bm25", "k1": K1, "b": B}
 
 
 def needed_terms(query_text: str) -> set[str]:

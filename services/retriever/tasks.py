@@ -42,7 +42,6 @@ def _run(claim: Claim) -> Run:
 
 def _index(claim: Claim) -> Output:
     run = _run(claim)
-    vector_index.check_size(run)
     collection = vector_index.passages_collection(run)
     vector_index.ensure(collection, embed.dimension(run.config.embedder))
     missing = vector_index.missing(collection, claim.item_ids)
@@ -65,9 +64,10 @@ def _retrieve(claim: Claim) -> Output:
     vector_index.ensure(own, vectors.shape[1])
     vector_index.upsert(own, claim.item_ids, vectors)
     found = vector_index.nearest(passages, vectors.tolist(), run.config.num_candidates)
+    # a seed whose indexing ended with a reason has no vector, and its queries end in the relabeler with theirs
     seeds = vector_index.vectors_of(passages, [query.seed_passage_id for query in asked])
     candidates = {
-        query.query_id: neighbours.with_seed(nearest, query.seed_passage_id, vector, seeds[query.seed_passage_id])
+        query.query_id: neighbours.with_seed(nearest, query.seed_passage_id, vector, seeds.get(query.seed_passage_id))
         for query, nearest, vector in zip(asked, found, vectors.tolist(), strict=True)
     }
     return Output(lambda connection: _save(connection, run, candidates), survivors=claim.item_ids)
@@ -76,12 +76,14 @@ def _retrieve(claim: Claim) -> Output:
 def _reopen_if_short(run: Run, collection: str) -> None:
     """An index that lost points, as with a lost volume, is made again from Postgres before anything is searched."""
     count = vector_index.count(collection)
-    if count < run.passage_count:
-        with engine().begin() as connection:
-            reopened = ledger.reopen_index(connection, run.run_id)
-        raise BarrierClosedError(
-            f"the index holds {count} of {run.passage_count} passages; {reopened} of its shards are done again"
-        )
+    if count >= run.passage_count:
+        return
+    with engine().begin() as connection:
+        expected = run.passage_count - ledger.index_drops(connection, run.run_id)
+        if count >= expected:
+            return
+        reopened = ledger.reopen_index(connection, run.run_id)
+    raise BarrierClosedError(f"the index holds {count} of {expected} passages; {reopened} of its shards are done again")
 
 
 def _save(connection: Connection, run: Run, candidates: dict[UUID, list[Candidate]]) -> None:

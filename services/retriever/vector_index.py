@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from uuid import UUID
 
 from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from services.retriever.embed import Vectors
-from shared.errors import SettingError, TransientError
+from shared.errors import TransientError
+from shared.models import model_fingerprint
 from shared.runs import Run
 from shared.settings import settings
 
-_lock = threading.RLock()
+_lock = threading.RLock()  # for the local mode alone: a server takes calls side by side
 
 DECIMALS = 5  # what two machines agree on
 
@@ -40,9 +43,23 @@ def _client() -> QdrantClient:
         ) from error
 
 
+@contextmanager
+def _qdrant() -> Iterator[QdrantClient]:
+    """The client for the calls of the block. What a server in trouble causes is a TransientError."""
+    with _lock if settings().qdrant_url is None else nullcontext():
+        try:
+            yield _client()
+        except ResponseHandlingException as error:
+            raise TransientError(f"Qdrant did not answer: {error}") from error
+        except UnexpectedResponse as error:
+            if error.status_code == 429 or (error.status_code or 0) >= 500:
+                raise TransientError(f"Qdrant cannot answer now: {error}") from error
+            raise
+
+
 def passages_collection(run: Run) -> str:
     """Named by corpus, its version and the embedder: a run sees exactly the passages that it was started on."""
-    embedder = hashlib.sha256(run.config.embedder.encode()).hexdigest()[:8]
+    embedder = hashlib.sha256(model_fingerprint(run.config.embedder).encode()).hexdigest()[:8]
     return f"passages_{run.corpus_id.hex[:12]}_v{run.corpus_version}_{embedder}"
 
 
@@ -50,48 +67,38 @@ def queries_collection(run: Run) -> str:
     return f"queries_{run.run_id.hex}"
 
 
-def check_size(run: Run) -> None:
-    """Raises SettingError where a corpus is too large for the local mode."""
-    limit = settings().max_local_passages
-    if settings().qdrant_url is None and run.passage_count > limit:
-        raise SettingError(
-            f"the corpus has {run.passage_count:,} passages and the in-process Qdrant holds at most {limit:,}: "
-            "set FRETWORK_QDRANT_URL to a Qdrant server"
-        )
-
-
 def ensure(collection: str, dimension: int) -> None:
-    with _lock:
-        if not _client().collection_exists(collection):
+    with _qdrant() as client:
+        if not client.collection_exists(collection):
             # two workers may both come here: the server refuses the second, and that is fine
             try:
-                _client().create_collection(
+                client.create_collection(
                     collection, models.VectorParams(size=dimension, distance=models.Distance.COSINE)
                 )
             except Exception:
-                if not _client().collection_exists(collection):
+                if not client.collection_exists(collection):
                     raise
 
 
 def missing(collection: str, ids: Sequence[UUID]) -> list[UUID]:
     """The ids that have no point yet, in the order given."""
-    with _lock:
-        found = _client().retrieve(collection, [str(id_) for id_ in ids], with_payload=False, with_vectors=False)
+    with _qdrant() as client:
+        found = client.retrieve(collection, [str(id_) for id_ in ids], with_payload=False, with_vectors=False)
     present = {str(point.id) for point in found}
     return [id_ for id_ in ids if str(id_) not in present]
 
 
 def count(collection: str) -> int:
-    with _lock:
-        if not _client().collection_exists(collection):
+    with _qdrant() as client:
+        if not client.collection_exists(collection):
             return 0
-        return _client().count(collection, exact=True).count
+        return client.count(collection, exact=True).count
 
 
 def upsert(collection: str, ids: Sequence[UUID], vectors: Vectors) -> None:
     """Stores vectors `(N, D)`; doing it twice changes nothing."""
-    with _lock:
-        _client().upsert(
+    with _qdrant() as client:
+        client.upsert(
             collection,
             models.Batch(ids=[str(id_) for id_ in ids], vectors=vectors.tolist()),
             wait=True,
@@ -99,8 +106,8 @@ def upsert(collection: str, ids: Sequence[UUID], vectors: Vectors) -> None:
 
 
 def vectors_of(collection: str, ids: Sequence[UUID]) -> dict[UUID, list[float]]:
-    with _lock:
-        found = _client().retrieve(collection, [str(id_) for id_ in ids], with_payload=False, with_vectors=True)
+    with _qdrant() as client:
+        found = client.retrieve(collection, [str(id_) for id_ in ids], with_payload=False, with_vectors=True)
     return {UUID(str(point.id)): point.vector for point in found if isinstance(point.vector, list)}  # type: ignore[misc]
 
 
@@ -122,8 +129,8 @@ def nearest(
         )
         for vector in vectors
     ]
-    with _lock:
-        answers = _client().query_batch_points(collection, requests)
+    with _qdrant() as client:
+        answers = client.query_batch_points(collection, requests)
     return [
         sorted(
             ((UUID(str(point.id)), round(point.score, DECIMALS)) for point in answer.points),

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from enum import StrEnum
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shared.models import WHEEL_MODEL
+
+
+class Prompts(StrEnum):
+    NONE = "none"
+    GECKO = "gecko"
 
 
 class TrainingConfig(BaseModel):
@@ -21,18 +27,20 @@ class TrainingConfig(BaseModel):
     model_name_or_path: str = Field(
         WHEEL_MODEL, description="the base: a SentenceTransformer folder, a hub name or all-MiniLM-L6-v2"
     )
-    prompts: Literal["gecko", "none"] = Field(
-        "gecko",
-        description="how texts are written: gecko as in the paper (`task: … | query: …`, `title: … | text: …`); "
-        "none: the bare query, and the passage's title and text, for a base that was trained so",
+    prompts: Prompts = Field(
+        Prompts.NONE,
+        description="how texts are written. none: the bare query, and the passage's title and text, for a base that "
+        "never saw prompts, as all-MiniLM-L6-v2; gecko: as in the paper, `task: … | query: …`, `title: … | text: …`",
     )
-    per_device_train_batch_size: int = Field(64, ge=2, description="queries per step; their positives are in-batch")
+    per_device_train_batch_size: int = Field(32, ge=2, description="queries per step; their positives are in-batch")
     num_train_epochs: int = Field(1, ge=1, description="passes over the records")
-    learning_rate: float = Field(2e-5, gt=0, description="the highest, after warm-up; it then falls linearly to 0")
+    learning_rate: float = Field(5e-5, gt=0, description="the highest, after warm-up; it then falls linearly to 0")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises")
     temperature: float = Field(0.05, gt=0, description="τ of the loss; sentence-transformers' `scale` is 1/temperature")
     hard_negatives: bool = Field(True, description="each query's own hard negatives count")
-    same_tower_negatives: bool = Field(True, description="the batch's other queries count as negatives")
+    same_tower_negatives: bool = Field(
+        False, description="the batch's other queries count as negatives, as in the paper; it cost the demo 0.013"
+    )
     matryoshka_dims: tuple[int, ...] = Field(
         (256, 128, 64), description="dimensions trained beside the model's full one, which always is"
     )

@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Table, select, update
+import structlog
+from sqlalchemy import Connection, Table, exists, select, update
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from services.trainer.child_process import run_child
 from shared.celery_app import app
@@ -22,10 +24,12 @@ from shared.database import engine
 from shared.errors import InvalidInputError
 from shared.ledger import Claim
 from shared.runs import find_policy, find_run
-from shared.schema import evaluations, training_runs
+from shared.schema import evaluations, shards, training_runs
 from shared.settings import settings
 from shared.stages import Stage, task_name
 from shared.worker import Output, perform
+
+log = structlog.get_logger()
 
 
 @app.task(name=task_name(Stage.TRAIN))  # type: ignore[untyped-decorator]
@@ -88,8 +92,14 @@ def _key(table: Table) -> Any:
 
 def _progress_into(table: Table, claim: Claim) -> Callable[[dict[str, Any]], None]:
     def save(progress: dict[str, Any]) -> None:
-        with engine().begin() as connection:
-            connection.execute(update(table).where(_key(table) == claim.item_ids[0]).values(progress=progress))
+        held = exists().where(shards.c.shard_id == claim.shard_id, shards.c.claim_seq == claim.claim_seq)
+        try:
+            with engine().begin() as connection:
+                connection.execute(
+                    update(table).where(_key(table) == claim.item_ids[0], held).values(progress=progress)
+                )
+        except (OperationalError, InterfaceError) as error:
+            log.warning("progress not saved; the work goes on", error=str(error))
 
     return save
 

@@ -13,7 +13,15 @@ from sqlalchemy import Connection, Engine, create_engine, insert, select, text
 
 from cli.corpus.store import import_corpus
 from shared import ledger
-from shared.errors import BarrierClosedError, LeaseLostError, NotFoundError, SettingError, TransientError
+from shared.errors import (
+    BarrierClosedError,
+    IndexIncompleteError,
+    LeaseLostError,
+    NotDoneError,
+    NotFoundError,
+    SettingError,
+    TransientError,
+)
 from shared.ledger import Claim
 from shared.progress import conservation, stage_progress
 from shared.records import Dropped, LabelPolicy, RunConfig, query_id
@@ -263,8 +271,11 @@ def test_barriers_open_when_the_stages_before_them_are_closed(engine: Engine, ru
     with engine.connect() as connection:
         retrieve = shard_of(connection, run, Stage.RETRIEVE)
     held = claimed(engine, retrieve)
+    with pytest.raises(IndexIncompleteError, match="1 of its shards are dead"), engine.begin() as connection:
+        ledger.reopen_index(connection, run.run_id)
     with engine.begin() as connection:
-        assert ledger.reopen_index(connection, run.run_id) == 2
+        connection.execute(text("UPDATE shards SET state = 'done' WHERE state = 'dead'"))
+        assert ledger.reopen_index(connection, run.run_id) == 3
         assert ledger.reopen_index(connection, run.run_id) == 0, "the index is on its way already"
         ledger.release(connection, held, BarrierClosedError("index lost points"), 0)
     assert state_of(engine, retrieve)["state"] == "waiting"
@@ -327,8 +338,12 @@ def test_a_finished_run_is_done_and_not_before(engine: Engine, run: Run) -> None
 def test_the_same_policy_is_the_same_label_version(engine: Engine, run: Run) -> None:
     with engine.begin() as connection:
         assert add_label_version(connection, run, LabelPolicy()) == 1
-        assert add_label_version(connection, run, LabelPolicy(positive="seed")) == 2
-        assert add_label_version(connection, run, LabelPolicy(positive="seed")) == 2
+        with pytest.raises(NotDoneError, match=run.name):
+            add_label_version(connection, run, LabelPolicy(positive="p_1"))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE runs SET state = 'done'"))
+        assert add_label_version(connection, run, LabelPolicy(positive="p_1")) == 2
+        assert add_label_version(connection, run, LabelPolicy(positive="p_1")) == 2
 
 
 def test_ids_do_not_depend_on_the_database(engine: Engine, run: Run) -> None:

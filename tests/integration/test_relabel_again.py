@@ -49,7 +49,7 @@ def run(engine: Engine, tmp_path: Path) -> Run:
     corpus.write_text("\n".join(json.dumps({"_id": str(i), "text": text}) for i, text in enumerate(TEXTS)))
     import_corpus(engine, "tea", corpus)
     with engine.begin() as connection:
-        run = start_run(connection, "tea", RunConfig(num_candidates=3))
+        run = start_run(connection, "tea", RunConfig(num_candidates=3, labels=LabelPolicy(positive="p_1")))
         connection.execute(update(shards).values(state="done"))
         ids = list(connection.execute(text("SELECT passage_id FROM passages ORDER BY source_id")).scalars())
         asked = ["water boils for tea", "green tea wants cooler water", "the chain drives the rear wheel"]
@@ -102,6 +102,7 @@ def test_another_policy_costs_no_judgement(engine: Engine, run: Run, monkeypatch
         relabel(connection)
     monkeypatch.setattr(statistical, "judge", refuse_to_judge)
     with engine.begin() as connection:
+        assert ledger.finish_runs(connection) == [run.run_id]
         version = add_label_version(connection, run, LabelPolicy(positive="seed"))
     assert version == 2
     with engine.connect() as connection:

@@ -9,7 +9,7 @@ from uuid import UUID, uuid5
 import pytest
 
 from services.trainer import mixture
-from services.trainer.config import TrainingConfig
+from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.mixture import Position, Record, batches, make_example, steps_per_epoch
 from shared.records import NAMESPACE, Passage
 
@@ -114,9 +114,9 @@ def test_texts_are_written_as_the_prompts_say() -> None:
         None,
         (None,),
     )
-    gecko = make_example(record, TrainingConfig(), 0)
+    gecko = make_example(record, TrainingConfig(prompts=Prompts.GECKO), 0)
     assert (gecko.query, gecko.positive) == ("task: search result | query: q", "title: T | text: x")
     assert gecko.negatives == ("title: none | text: y",)
-    plain = make_example(record, TrainingConfig(prompts="none"), 0)
+    plain = make_example(record, TrainingConfig(prompts=Prompts.NONE), 0)
     assert (plain.query, plain.positive, plain.negatives) == ("q", "T x", ("y",))
     assert make_example(record, TrainingConfig(hard_negatives=False), 0).negatives == ()

@@ -44,6 +44,8 @@ def config(base: str, **changes: object) -> TrainingConfig:
         "per_device_train_batch_size": 8,
         "num_train_epochs": 2,
         "learning_rate": 2e-3,
+        "prompts": "gecko",
+        "same_tower_negatives": True,
         "matryoshka_dims": (16, 8),
         "query_max_len": 24,
         "passage_max_len": 32,
