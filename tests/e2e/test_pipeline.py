@@ -104,6 +104,18 @@ def test_training_and_evaluation_go_through_the_trainers_queue(
     assert all(claimed_by.split(":")[1:] == [trainer, "trainer"] for _, _, claimed_by in workers)
 
 
+def test_an_embedder_that_cannot_be_loaded_ends_the_run_and_says_so(stack: Stack, run_name: str) -> None:
+    started = fretwork(
+        stack, "run", "start", "--corpus", "newcomer", "--wait", "--set", "embedder=/no/such/model", exit_status=3
+    )
+    name = started.stdout.strip()
+    assert "items are dead" in started.stderr
+    status = fretwork(stack, "run", "status", name, exit_status=3).stdout
+    assert "the embedder '/no/such/model' cannot be loaded" in status
+    early = fretwork(stack, "train", "nothing-1", "--output", "/tmp/never", exit_status=1)  # noqa: S108
+    assert "nothing-1" in early.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "exit_status", "says"),
     [
