@@ -20,6 +20,7 @@ from shared.progress import StageProgress, stage_progress
 
 REFRESH_S = 0.5
 LINE_EVERY_S = 10.0
+IDLE_AFTER_S = 60.0  # longer than a lease: a killed worker's shard is back by then
 
 Seen = TypeVar("Seen")
 
@@ -55,10 +56,20 @@ def stages_table(title: str, stages: Sequence[StageProgress]) -> Table:
 def watch_run(engine: Engine, run_id: UUID, name: str) -> int:
     """Shows a run until it is done; returns how many of its items are dead."""
 
+    moved_at, last, warned = time.monotonic(), [0], False
+
     def look() -> tuple[bool, list[StageProgress]]:
+        nonlocal moved_at, last, warned
         with engine.connect() as connection:
             state = connection.execute(text("SELECT state FROM runs WHERE run_id = :id"), {"id": run_id}).scalar_one()
-            return state == "done", stage_progress(connection, run_id)
+            stages = stage_progress(connection, run_id)
+        now = [s.done + s.claimed + s.dead for s in stages]
+        if now != last or any(s.claimed for s in stages):
+            moved_at, last, warned = time.monotonic(), now, False
+        elif not warned and state != "done" and time.monotonic() - moved_at > IDLE_AFTER_S:
+            warned = True
+            say(f"no worker has taken anything for {IDLE_AFTER_S:.0f} s: is `fretwork up` running?")
+        return state == "done", stages
 
     def line(stages: list[StageProgress]) -> str:
         return f"{name}: " + " · ".join(f"{s.stage} {s.done:,}/{s.total:,}" for s in stages)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID
 
+from celery.signals import worker_init
 from sqlalchemy import Connection, bindparam, update
 
 from services.retriever import duplicates, embed, neighbours, vector_index
 from shared import ledger, store
 from shared.celery_app import app
 from shared.database import engine
-from shared.errors import BarrierClosedError
+from shared.errors import BarrierClosedError, TransientError
 from shared.ledger import Claim
 from shared.records import Candidate
 from shared.runs import Run, find_run
 from shared.schema import queries
 from shared.stages import Stage, task_name
 from shared.worker import Output, perform
+
+
+@worker_init.connect  # type: ignore[untyped-decorator]
+def _refuse_a_second_retriever(**_: Any) -> None:
+    """A local Qdrant serves one process: a second would claim shards only to give them back."""
+    try:
+        vector_index.open_index()
+    except TransientError as error:
+        raise SystemExit(f"this retriever cannot start: {error}") from None
 
 
 @app.task(name=task_name(Stage.INDEX))  # type: ignore[untyped-decorator]

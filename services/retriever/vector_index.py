@@ -43,6 +43,11 @@ def _client() -> QdrantClient:
         ) from error
 
 
+def open_index() -> None:
+    """Opens the index. Raises TransientError where the local one is held by another process."""
+    _client()
+
+
 @contextmanager
 def _qdrant() -> Iterator[QdrantClient]:
     """The client for the calls of the block. What a server in trouble causes is a TransientError."""
