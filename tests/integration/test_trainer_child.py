@@ -25,7 +25,8 @@ COUNT = 50
 TEXTS = [f"{WORDS[n % 30]} {WORDS[(n * 7 + 3) % 30]} the file. Number {n} of a list. Sort." for n in range(COUNT)]
 CONFIG = {
     "per_device_train_batch_size": 8,
-    "num_train_epochs": 3,
+    "num_train_epochs": 10,  # long enough to be killed in
+    "prompts": "gecko",
     "matryoshka_dims": [16],
     "query_max_len": 32,
     "passage_max_len": 48,
@@ -164,7 +165,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_end(
     with Child("train", {**specification, "work_dir": str(tmp_path / "3")}) as child:
         whole = list(child.lines())[-1]
     assert whole["type"] == resumed[-1]["type"] == "result"
-    assert (whole["records"], whole["steps"], whole["examples"]) == (COUNT, 21, 3 * COUNT)
+    assert (whole["records"], whole["steps"], whole["examples"]) == (COUNT, 70, 10 * COUNT)
     assert resumed[-1]["model_dir"] == str(tmp_path / "2" / "model")
     assert {key: resumed[-1][key] for key in ("steps", "first_loss", "last_loss")} == {
         key: whole[key] for key in ("steps", "first_loss", "last_loss")
