@@ -39,6 +39,7 @@ class _Held:
 
 _held: dict[UUID, _Held] = {}
 _lock = threading.Lock()
+_stopping = threading.Event()
 _thread: threading.Thread | None = None
 _queue: str | None = None
 _last_consumed = time.monotonic()
@@ -68,9 +69,18 @@ def kept(claim: Claim) -> Iterator[None]:
             _last_consumed = time.monotonic()  # it was at work until now, and not deaf
 
 
+def stop() -> None:
+    """Ends the thread, in a process that goes on and works on no more shards."""
+    global _thread
+    if _thread is not None:
+        _stopping.set()
+        _thread.join()
+        _stopping.clear()
+        _thread = None
+
+
 def _keep() -> None:
-    while True:
-        time.sleep(settings().renew_every_s)
+    while not _stopping.wait(settings().renew_every_s):
         with _lock:
             held = list(_held.values())
             idle_s = time.monotonic() - _last_consumed

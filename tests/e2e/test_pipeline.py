@@ -56,7 +56,8 @@ def test_status_says_what_became_of_every_item(stack: Stack, run_name: str) -> N
 
 
 def test_no_held_out_query_stands_in_a_passage_or_record(stack: Stack, run_name: str, beir_folder: Path) -> None:
-    held_out = [normalise(json.loads(line)["text"]) for line in (beir_folder / "queries.jsonl").open()]
+    lines = (beir_folder / "queries.jsonl").read_text().splitlines()
+    held_out = [normalise(json.loads(line)["text"]) for line in lines]
     with stack.engine.connect() as connection:
         passages = list(connection.execute(text("SELECT text FROM passages")).scalars())
         queries = list(connection.execute(text("SELECT query_text FROM queries")).scalars())

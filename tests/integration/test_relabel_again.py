@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Connection, Engine, create_engine, insert, select, text, update
 
 from cli.corpus.store import import_corpus
-from shared import ledger
+from shared import lease, ledger
 from shared.database import engine as process_engine
 from shared.progress import conservation
 from shared.records import LabelPolicy, RunConfig, query_id
@@ -36,6 +36,7 @@ def engine(database_url: str, broker_url: str, monkeypatch: pytest.MonkeyPatch) 
     process_engine.cache_clear()
     made = create_engine(database_url)
     yield made
+    lease.stop()
     process_engine().dispose()
     process_engine.cache_clear()
     settings.cache_clear()

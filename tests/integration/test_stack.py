@@ -184,6 +184,7 @@ def test_a_killed_postgres_leaves_no_process_that_bars_the_next(home: Path) -> N
     server = postgres.prepare(home, durable=False)
     with server.lock, running(server.spec, home) as first:
         with psycopg.connect(plain(server.url), autocommit=True) as connection:
+            connection.execute("SET synchronous_commit = on")  # or the table may be lost, as this server is told
             connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
         with closing(psycopg.connect(plain(server.url), autocommit=True)) as busy:
             backend = ProcessRecord.of("backend", busy.info.backend_pid)
