@@ -16,7 +16,9 @@ from sqlalchemy import Engine, text
 
 from cli.context import progress_console, say
 from shared.errors import FretworkError
+from shared.ledger import shard_id
 from shared.progress import StageProgress, stage_progress
+from shared.stages import Stage
 
 REFRESH_S = 0.5
 LINE_EVERY_S = 10.0
@@ -106,15 +108,20 @@ def watch_shard(engine: Engine, table: str, item_id: UUID, what: str) -> dict[st
 
     `table` is `training_runs` or `evaluations`. Raises FretworkError with the shard's error where it is dead.
     """
-    key = {"training_runs": "training_run_id", "evaluations": "evaluation_id"}[table]
+    key, stage = {
+        "training_runs": ("training_run_id", Stage.TRAIN),
+        "evaluations": ("evaluation_id", Stage.EVALUATE),
+    }[table]
     query = text(
         f"SELECT state, error_type, error_message, progress, result FROM {table} AS t "  # noqa: S608 - our own names
-        f"JOIN shards ON item_ids = ARRAY[t.{key}] WHERE t.{key} = :id"
+        f"JOIN shards ON shard_id = :shard_id WHERE t.{key} = :id"
     )
+
+    parameters = {"id": item_id, "shard_id": shard_id(item_id, stage)}
 
     def look() -> tuple[bool, dict[str, Any]]:
         with engine.connect() as connection:
-            seen = dict(connection.execute(query, {"id": item_id}).mappings().one())
+            seen = dict(connection.execute(query, parameters).mappings().one())
         return seen["state"] in ("done", "dead"), seen
 
     def line(seen: dict[str, Any]) -> str:

@@ -55,6 +55,11 @@ def _claim_of(row: RowMapping) -> Claim:
     )
 
 
+def shard_id(parent: UUID, stage: Stage, label_version: int = 1, number: int = 0) -> UUID:
+    """The id of the shard that `add_shards` makes for a parent."""
+    return uuid5(parent, f"{stage}:{label_version}:{number}")
+
+
 def add_shards(
     connection: Connection,
     run_id: UUID | None,
@@ -69,7 +74,7 @@ def add_shards(
     state = "waiting" if ROUTES[stage].after else "ready"
     rows = [
         {
-            "shard_id": uuid5(parent, f"{stage}:{label_version}:{number}"),
+            "shard_id": shard_id(parent, stage, label_version, number),
             "run_id": run_id,
             "stage": stage,
             "label_version": label_version,
@@ -82,7 +87,7 @@ def add_shards(
     if not rows:
         return []
     connection.execute(upsert(shards).on_conflict_do_nothing(), rows)
-    added = [uuid5(parent, f"{stage}:{label_version}:{number}") for number in range(len(rows))]
+    added = [shard_id(parent, stage, label_version, number) for number in range(len(rows))]
     if rung and state == "ready":
         connection.execute(text("UPDATE shards SET rung_at = now() WHERE shard_id = ANY(:ids)"), {"ids": added})
     return added

@@ -70,6 +70,10 @@ def train(
     output = output.absolute()
     if output.exists():
         raise InvalidInputError(output, None, "the output directory exists already; name another")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(output, None, f"its folder cannot be made: {error.strerror}") from error
     settings: Context = context.obj
     with settings.database(workers=True) as engine:
         with engine.begin() as connection:

@@ -13,6 +13,7 @@ from cli.context import Context, say
 from cli.runs.preview import preview
 from cli.stack import running_stack
 from cli.watch import stages_table, watch_run
+from shared import ledger
 from shared.errors import SettingError
 from shared.models import as_given
 from shared.progress import describe, list_runs, stage_progress
@@ -128,6 +129,19 @@ def status(
         typer.echo(f"dead: {error['stage']} × {error['shards']}: {error['error_type']}: {error['error_message']}")
     if seen["dead"]:
         raise typer.Exit(3)
+
+
+@app.command()
+def retry(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(help="the run's name, or `latest`")],
+) -> None:
+    """Put a run's dead shards back to work, once what ended them is mended."""
+    settings: Context = context.obj
+    with settings.database() as engine, engine.begin() as connection:
+        found = find_run(connection, run)
+        put_back = ledger.retry(connection, found.run_id)
+    typer.echo(f"{put_back:,} shards of {found.name} are ready again")
 
 
 @app.command("list")
