@@ -8,10 +8,47 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import SettingError
+
+
+class LLMSettings(BaseModel):
+    """Where the LLM is and how hard it may be pressed: FRETWORK_LLM__BASE_URL and so on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base_url: str | None = Field(
+        None, description="an OpenAI-compatible server as http://host:8000/v1, or several, separated by commas"
+    )
+    model: str | None = Field(
+        None,
+        description="the model's name at the server (not needed where it serves one); without base_url a folder or hub "
+        "name that is run in this process with transformers",
+    )
+    api_key: SecretStr | None = Field(None, description="sent as a bearer token")
+    max_parallel_requests: int = Field(64, ge=1, description="at most this many in flight per process and endpoint")
+    max_requests_per_minute: int | None = Field(None, ge=1, description="per endpoint, over all processes")
+    max_tokens_per_minute: int | None = Field(None, ge=1, description="per endpoint, over all processes")
+    max_retries: int = Field(5, ge=0, description="tries after the first before a shard is given back")
+    timeout_s: float = Field(300.0, gt=0, description="how long one answer may take")
+
+    @field_validator("base_url")
+    @classmethod
+    def _are_urls(cls, value: str | None) -> str | None:
+        for url in (value or "http://").split(","):
+            if not url.strip().startswith(("http://", "https://")):
+                raise ValueError(f"{url.strip()!r} is no URL: it has to start with http:// or https://")
+        return value
+
+    @property
+    def base_urls(self) -> tuple[str, ...]:
+        return tuple(url.strip().rstrip("/") for url in (self.base_url or "").split(",") if url.strip())
+
+    @property
+    def is_configured(self) -> bool:
+        return self.base_url is not None or self.model is not None
 
 
 class Settings(BaseSettings):
@@ -21,10 +58,12 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(None, description="postgresql+psycopg://user:password@host:port/name")
     broker_url: SecretStr | None = Field(None, description="redis://:password@host:port/0")
     qdrant_url: str | None = Field(None, description="a Qdrant server; without it Qdrant runs inside the retriever")
+    llm: LLMSettings = Field(LLMSettings(), description="the teacher `llm`")
     lease_s: float = Field(45.0, gt=0, description="how long a claimed shard is a worker's without a renewal")
     max_local_passages: int = Field(20_000, description="the largest corpus that the in-process Qdrant may hold")
     status_host: str = Field("127.0.0.1", description="the address on which the status API listens")
     status_port: int = Field(8765, ge=1, le=65535, description="the port on which the status API listens")
+    status_fd: int | None = Field(None, description="the open socket that `fretwork up` hands to the status API")
     log_level: str = Field("INFO")
 
     @property

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from cli.stack.processes import Child, ChildSpec
@@ -33,11 +35,12 @@ def dispatcher(home: Path, addresses: Addresses) -> ChildSpec:
     return _python("dispatcher", ("-m", "services.dispatcher"), home, addresses, {})
 
 
-def status(home: Path, addresses: Addresses, port: int) -> ChildSpec:
-    # the supervisor has chosen address and port, whatever the user's environment says
-    ours = {"FRETWORK_STATUS_HOST": "127.0.0.1", "FRETWORK_STATUS_PORT": str(port)}
+def status(home: Path, addresses: Addresses, listener: socket.socket) -> ChildSpec:
+    """It is handed the listening socket, so that nobody takes the port while it starts, or starts again."""
+    ours = {"FRETWORK_STATUS_FD": str(listener.fileno())}
     url = f"{addresses.status_url}/healthz"
-    return _python("status", ("-m", "services.status"), home, addresses, {}, ours, lambda child: _answers(url))
+    spec = _python("status", ("-m", "services.status"), home, addresses, {}, ours, lambda child: _answers(url))
+    return replace(spec, pass_fds=(listener.fileno(),))
 
 
 def _python(

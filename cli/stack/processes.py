@@ -37,7 +37,8 @@ class ChildSpec:
     """What to start, and how to tell that it is ready and how to stop it.
 
     `env` is the whole environment. `user` is (uid, gid), and only root may set it. `stop_signal` asks for an orderly
-    end, `death_signal` is what the system sends when the parent is gone. `ready` is asked until it says yes.
+    end, `death_signal` is what the system sends when the parent is gone. `ready` is asked until it says yes. The child
+    inherits the open files of `pass_fds`, under the same numbers.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ChildSpec:
     death_signal: signal.Signals = signal.SIGKILL
     grace_s: float = 10.0
     ready: Callable[[Child], bool] = lambda child: True
+    pass_fds: tuple[int, ...] = ()
 
 
 class ProcessRecord(BaseModel):
@@ -143,6 +145,7 @@ def start(spec: ChildSpec, logs: Path) -> Child:
                 user=uid,
                 group=gid,
                 extra_groups=None if spec.user is None else [],
+                pass_fds=spec.pass_fds,
                 start_new_session=True,
                 preexec_fn=die_with_parent(spec.death_signal),
             )

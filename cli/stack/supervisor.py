@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -23,8 +24,6 @@ from cli.stack.processes import (
     ChildSpec,
     ProcessRecord,
     StackError,
-    free_port,
-    is_free,
     start,
     stop,
     stop_orphans,
@@ -168,6 +167,20 @@ class Supervisor:
         self._stop_requested = True
 
 
+def listen(settings: Settings) -> socket.socket:
+    """The status API's socket, of this machine alone; on any free port where another stack has the usual one.
+
+    Raises StackError where the port was named and is taken.
+    """
+    named = "status_port" in settings.model_fields_set
+    try:
+        return socket.create_server(("127.0.0.1", settings.status_port))
+    except OSError as error:
+        if named:
+            raise StackError(f"FRETWORK_STATUS_PORT={settings.status_port}: {error.strerror}; name another") from error
+        return socket.create_server(("127.0.0.1", 0))
+
+
 def run_stack(home: Path, *, workers: Mapping[str, int] = children.WORKERS) -> None:
     """Runs everything until SIGTERM or SIGINT; `workers` gives each queue's threads, and none means: PostgreSQL alone.
 
@@ -198,13 +211,10 @@ def run_stack(home: Path, *, workers: Mapping[str, int] = children.WORKERS) -> N
                 broker = redis_server.prepare(home)
                 supervisor.start(broker.spec)
                 broker_url = broker.url
-            port = settings.status_port
-            if "status_port" not in settings.model_fields_set and not is_free(port):
-                port = free_port()  # another home's stack has the usual one
-            host = settings.status_host.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - where it answers, not where it listens
-            status_url = f"http://{host}:{port}"
+            listener = listen(settings)
+            status_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             addresses = Addresses(database_url=database_url, broker_url=broker_url, status_url=status_url)
-            supervisor.start(children.dispatcher(home, addresses), children.status(home, addresses, port))
+            supervisor.start(children.dispatcher(home, addresses), children.status(home, addresses, listener))
             supervisor.start(*(children.worker(home, addresses, *queue) for queue in workers.items()))
         supervisor.publish(addresses)
         say("everything is ready" + (f"; the status API answers at {addresses.status_url}" if workers else ""))

@@ -1,6 +1,8 @@
-"""Serves the status API on FRETWORK_STATUS_HOST and FRETWORK_STATUS_PORT until SIGTERM."""
+"""Serves the status API until SIGTERM, on FRETWORK_STATUS_HOST and FRETWORK_STATUS_PORT or on a socket handed to it."""
 
 from __future__ import annotations
+
+import socket
 
 import uvicorn
 
@@ -13,7 +15,8 @@ GRACE_S = 5
 
 def main() -> None:
     telemetry.configure()
-    uvicorn.run(
+    handed = settings().status_fd
+    config = uvicorn.Config(
         create_app(),
         host=settings().status_host,
         port=settings().status_port,
@@ -22,6 +25,7 @@ def main() -> None:
         server_header=False,
         timeout_graceful_shutdown=GRACE_S,
     )
+    uvicorn.Server(config).run(sockets=None if handed is None else [socket.socket(fileno=handed)])
 
 
 if __name__ == "__main__":

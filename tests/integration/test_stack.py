@@ -22,7 +22,8 @@ from redis.retry import Retry
 from cli.stack import down, ensure_stack, postgres, redis_server
 from cli.stack.processes import ProcessRecord, StackError
 from cli.stack.state import LockedError, StackState, read_state, running_stack, write_state
-from cli.stack.supervisor import Supervisor
+from cli.stack.supervisor import Supervisor, listen
+from shared.settings import Settings
 from tests.servers import running, until
 
 # a stack of two stand-ins; a real supervisor is forked from a process without threads, as this one is
@@ -161,6 +162,14 @@ def test_each_test_has_a_database_of_its_own(database_url: str, postgres_url: st
     with psycopg.connect(plain(database_url)) as connection:
         assert connection.execute("SELECT count(*) FROM shards").fetchall() == [(0,)]
     assert database_url != postgres_url
+
+
+def test_two_stacks_get_two_ports_and_a_named_port_is_taken_or_refused() -> None:
+    with listen(Settings()) as first, listen(Settings()) as second:
+        assert first.getsockname()[1] != second.getsockname()[1]
+        taken = first.getsockname()[1]
+        with pytest.raises(StackError, match=f"FRETWORK_STATUS_PORT={taken}.*name another"):
+            listen(Settings(status_port=taken))
 
 
 def test_redis_wants_the_password_and_keeps_nothing(redis_url: str) -> None:

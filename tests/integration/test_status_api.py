@@ -19,6 +19,7 @@ from sqlalchemy import Engine, create_engine, select, text
 
 from cli.corpus.store import import_corpus
 from cli.stack.processes import free_port
+from cli.stack.supervisor import listen
 from services.status.app import create_app
 from services.status.models import RunStatus
 from shared import ledger
@@ -27,6 +28,7 @@ from shared.errors import SettingError
 from shared.records import Dropped, RunConfig
 from shared.runs import Run, start_run
 from shared.schema import shards
+from shared.settings import Settings
 from shared.stages import Stage
 from tests.servers import until
 
@@ -173,18 +175,25 @@ def test_a_database_that_does_not_answer_is_a_503() -> None:
     assert "secret" not in answer.text
 
 
-def test_the_service_answers_as_a_process(database_url: str, runs: list[Run]) -> None:
-    port = free_port()
+@pytest.mark.parametrize("handed", [False, True])
+def test_the_service_answers_as_a_process(database_url: str, runs: list[Run], handed: bool) -> None:
+    listener = listen(Settings(status_port=free_port()))
+    port, fd = listener.getsockname()[1], listener.fileno()
     env = {**os.environ, "FRETWORK_DATABASE_URL": database_url, "FRETWORK_STATUS_PORT": str(port)}
+    if handed:
+        env = {**env, "FRETWORK_STATUS_FD": str(fd)}
+    else:
+        listener.close()
 
     def get(path: str) -> int:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
                 return int(answer.status)
-        except urllib.error.URLError:
+        except (urllib.error.URLError, TimeoutError):
             return 0
 
-    with subprocess.Popen([sys.executable, "-m", "services.status"], env=env) as service:
+    command, pass_fds = [sys.executable, "-m", "services.status"], (fd,) if handed else ()
+    with listener, subprocess.Popen(command, env=env, pass_fds=pass_fds) as service:
         try:
             until(lambda: service.poll() is not None or get("/healthz") == 200, 30)
             assert get("/runs/latest") == 200
