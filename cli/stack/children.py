@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import urllib.error
 import urllib.request
@@ -35,12 +34,12 @@ def dispatcher(home: Path, addresses: Addresses) -> ChildSpec:
     return _python("dispatcher", ("-m", "services.dispatcher"), home, addresses, {})
 
 
-def status(home: Path, addresses: Addresses, listener: socket.socket) -> ChildSpec:
-    """It is handed the listening socket, so that nobody takes the port while it starts, or starts again."""
-    ours = {"FRETWORK_STATUS_FD": str(listener.fileno())}
+def status(home: Path, addresses: Addresses, listener_fd: int) -> ChildSpec:
+    """It is handed the open socket, so that nobody takes the port while it starts, or starts again."""
+    ours = {"FRETWORK_STATUS_FD": str(listener_fd)}
     url = f"{addresses.status_url}/healthz"
     spec = _python("status", ("-m", "services.status"), home, addresses, {}, ours, lambda child: _answers(url))
-    return replace(spec, pass_fds=(listener.fileno(),))
+    return replace(spec, pass_fds=(listener_fd,))
 
 
 def _python(

@@ -214,7 +214,7 @@ def run_stack(home: Path, *, workers: Mapping[str, int] = children.WORKERS) -> N
             listener = listen(settings)
             status_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             addresses = Addresses(database_url=database_url, broker_url=broker_url, status_url=status_url)
-            supervisor.start(children.dispatcher(home, addresses), children.status(home, addresses, listener))
+            supervisor.start(children.dispatcher(home, addresses), children.status(home, addresses, listener.fileno()))
             supervisor.start(*(children.worker(home, addresses, *queue) for queue in workers.items()))
         supervisor.publish(addresses)
         say("everything is ready" + (f"; the status API answers at {addresses.status_url}" if workers else ""))
