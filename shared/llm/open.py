@@ -1,0 +1,104 @@
+"""The process's one back end, made at first use and kept: what it is, the settings decide.
+
+Torch comes in here and only where a local model is asked for, so that the services that speak to a server run without.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from functools import cache
+from importlib import import_module
+from threading import Lock
+from typing import Any
+
+import orjson
+
+from shared.errors import SettingError
+from shared.llm import LLM, EndpointError, Spent, Usage
+from shared.llm.answers import read_context_tokens, read_models
+from shared.llm.loop import on_loop
+from shared.llm.probe import chosen_model
+from shared.llm.server import ServerLLM
+from shared.llm.shared_state import SharedState
+from shared.llm.transport import AnswerError, Transport
+from shared.models import as_given
+from shared.settings import LLMSettings
+from shared.settings import settings as process_settings
+
+_making = Lock()
+
+
+def nothing(_: Usage) -> None:
+    """For a caller that does not count."""
+
+
+def open_llm(settings: LLMSettings, spent: Spent = nothing) -> LLM:
+    """The LLM that the settings name, for a thread that is not the event loop's; `spent` hears what each call cost.
+
+    Raises SettingError where none is named or the local one cannot be run, EndpointError where the server cannot be
+    asked what it serves.
+    """
+    if not settings.is_configured:
+        raise SettingError(
+            "no LLM is configured: set FRETWORK_LLM__BASE_URL to a server such as http://host:8000/v1, or "
+            "FRETWORK_LLM__MODEL to a folder or hub name to run in this process"
+        )
+    with _making:
+        kept = _kept_server(settings) if settings.base_url is not None else _kept_local(settings.model or "")
+    llm: LLM = replace(kept, spent=spent)
+    return llm
+
+
+def open_run_llm(run_name: str, model: str, spent: Spent) -> LLM:
+    """`open_llm` for a run that was started with `model`. Raises SettingError where the settings name another."""
+    named = process_settings().llm
+    if named.model is not None and as_given(named.model) != model:
+        raise SettingError(
+            f"run {run_name} was started with the model {model!r}, and this worker's is {named.model!r}: "
+            "set FRETWORK_LLM__BASE_URL and FRETWORK_LLM__MODEL as they were when the run started"
+        )
+    # by its name, so that a server that is down at this moment need not be asked what it serves
+    return open_llm(named.model_copy(update={"model": model}) if named.is_configured else named, spent)
+
+
+@cache
+def _kept_server(settings: LLMSettings) -> ServerLLM:
+    return on_loop(_opened(_transport(settings), settings))
+
+
+async def _opened(transport: Transport, settings: LLMSettings) -> ServerLLM:
+    """Whatever of the endpoint is not as it was when the run started may change back: it is an EndpointError."""
+    model = settings.model
+    try:
+        if model is None:
+            model = chosen_model("the LLM endpoint", read_models(await transport.get("/models")), None).id
+        body = orjson.dumps({"model": model, "prompt": "a"})
+        context_tokens = await transport.post(
+            "/tokenize", body, kind="tokenize", decoder=read_context_tokens, root=True
+        )
+    except (SettingError, AnswerError) as error:
+        raise EndpointError(str(error)) from error
+    return ServerLLM(transport, model, context_tokens, nothing)
+
+
+@cache
+def _transport(settings: LLMSettings) -> Transport:
+    return Transport(settings, SharedState() if process_settings().database_url is not None else None)
+
+
+@cache
+def _kept_local(name_or_path: str) -> Any:
+    try:
+        local = import_module("shared.llm.local")
+    except ImportError as error:
+        raise SettingError(
+            f"FRETWORK_LLM__MODEL without FRETWORK_LLM__BASE_URL runs {name_or_path} in this process, which needs "
+            f"torch and transformers ({error}): pip install 'fretwork[local]', or set FRETWORK_LLM__BASE_URL"
+        ) from error
+    return local.LocalLLM.load(name_or_path, nothing)
+
+
+# a forked child has none of the threads that these stand on
+for _kept in (_kept_server, _transport, _kept_local):
+    os.register_at_fork(after_in_child=_kept.cache_clear)
