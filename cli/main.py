@@ -1,7 +1,7 @@
 """`fretwork`: the command line. Commands are thin: they start things, watch the ledger, and print.
 
 Progress goes to standard error, data to standard output. Exit status: 0 done · 1 an error that is explained ·
-2 wrong usage · 3 the work ended, but some of it is dead (`fretwork run status` names the errors) · 130 interrupted.
+2 wrong usage · 3 some of the work is dead, or its run is paused (`fretwork run status` says why) · 130 interrupted.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ resulting FRet records train an encoder.
 
 Every command starts the servers that it needs on this machine and stops them again, unless `fretwork up` keeps them
 running or FRETWORK_DATABASE_URL and FRETWORK_BROKER_URL name others.""",
-    epilog="Exit status: 0 done, 1 error, 2 wrong usage, 3 some of the work is dead, 130 interrupted.",
+    epilog="Exit status: 0 done, 1 error, 2 wrong usage, 3 work is dead or its run paused, 130 interrupted.",
 )
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from sqlalchemy import Engine, text
 
 from cli.context import progress_console, say
-from shared.errors import FretworkError
+from shared.errors import FretworkError, RunPausedError
 from shared.ledger import shard_id
 from shared.progress import StageProgress, stage_progress
 from shared.stages import Stage
@@ -56,15 +56,21 @@ def stages_table(title: str, stages: Sequence[StageProgress]) -> Table:
 
 
 def watch_run(engine: Engine, run_id: UUID, name: str) -> int:
-    """Shows a run until it is done; returns how many of its items are dead."""
+    """Shows a run until it is done; returns how many of its items are dead.
 
+    Raises RunPausedError, with the reason and the command that resumes the run, as soon as it is paused.
+    """
     moved_at, last, warned = time.monotonic(), [0], False
 
     def look() -> tuple[bool, list[StageProgress]]:
         nonlocal moved_at, last, warned
         with engine.connect() as connection:
-            state = connection.execute(text("SELECT state FROM runs WHERE run_id = :id"), {"id": run_id}).scalar_one()
+            state, paused_reason = connection.execute(
+                text("SELECT state, paused_reason FROM runs WHERE run_id = :id"), {"id": run_id}
+            ).one()
             stages = stage_progress(connection, run_id)
+        if state == "paused":
+            raise RunPausedError(f"run {name} is paused: {paused_reason}")
         now = [s.done + s.claimed + s.dead for s in stages]
         if now != last or any(s.claimed for s in stages):
             moved_at, last, warned = time.monotonic(), now, False

@@ -24,6 +24,10 @@ class BarrierClosedError(TransientError):
     """What this stage waits for is no longer complete; the shard waits behind its barrier again."""
 
 
+class RunPausedError(TransientError):
+    """The run is paused, its budget being spent; its shards go back and wait until it is resumed."""
+
+
 class IndexIncompleteError(FretworkError):
     """Passages are missing from the index, and the shards that should bring them are dead."""
 

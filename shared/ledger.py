@@ -3,6 +3,9 @@
 A claim raises `claim_seq`, which only ever grows. Renewing and finishing require the same `claim_seq`, so a worker
 whose lease ran out cannot write over its successor's work. Every function takes a connection and leaves the commit to
 its caller; nothing here knows Celery.
+
+No shard of a paused run is claimed or rung for, while those that a worker holds may still be finished: what was paid
+for is kept.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ from shared.stages import ROUTES, RUN_STAGES, Stage
 MAX_FAILURES = 3
 MAX_LOSSES = 3
 RETRY_AFTER_FAILURE_S = 5.0
+# a training on a run's records is no part of what a pause holds back
+_NOT_PAUSED = "NOT (stage = ANY(:run_stages) AND run_id IN (SELECT run_id FROM runs WHERE state = 'paused'))"
 HOPELESS = (IndexIncompleteError, InvalidInputError, SettingError)  # trying again cannot mend these
 
 
@@ -98,15 +103,15 @@ def claim(connection: Connection, shard_id: UUID, worker: str, lease_s: float) -
     row = (
         connection.execute(
             text(
-                """
+                f"""
                 UPDATE shards
                 SET state = 'claimed', claim_seq = claim_seq + 1, claimed_by = :worker, claimed_at = now(),
                     lease_expires_at = now() + make_interval(secs => :lease_s)
-                WHERE shard_id = :shard_id AND state = 'ready' AND not_before <= now()
+                WHERE shard_id = :shard_id AND state = 'ready' AND not_before <= now() AND {_NOT_PAUSED}
                 RETURNING shard_id, run_id, stage, label_version, item_ids, claim_seq
-                """
+                """  # noqa: S608 - our own constant
             ),
-            {"shard_id": shard_id, "worker": worker, "lease_s": lease_s},
+            {"shard_id": shard_id, "worker": worker, "lease_s": lease_s, "run_stages": list(RUN_STAGES)},
         )
         .mappings()
         .one_or_none()
@@ -295,13 +300,13 @@ def open_barriers(connection: Connection) -> int:
 
 
 def finish_runs(connection: Connection) -> list[UUID]:
-    """Marks the runs that have no open shard as done."""
+    """running or paused -> done for the runs that have no open shard."""
     return list(
         connection.execute(
             text(
                 """
-                UPDATE runs SET state = 'done', finished_at = now()
-                WHERE state = 'running' AND NOT EXISTS (
+                UPDATE runs SET state = 'done', finished_at = now(), paused_reason = NULL
+                WHERE state IN ('running', 'paused') AND NOT EXISTS (
                     SELECT FROM shards WHERE shards.run_id = runs.run_id AND shards.stage = ANY(:stages)
                       AND shards.state IN ('waiting', 'ready', 'claimed')
                 )
@@ -317,18 +322,23 @@ def to_ring(connection: Connection, stages: Collection[Stage], limit: int, again
     """Ready shards whose doorbell was never rung, or long ago; marks them as rung now."""
     rows = connection.execute(
         text(
-            """
+            f"""
             UPDATE shards SET rung_at = now()
             WHERE shard_id IN (
                 SELECT shard_id FROM shards
-                WHERE state = 'ready' AND stage = ANY(:stages) AND not_before <= now()
+                WHERE state = 'ready' AND stage = ANY(:stages) AND not_before <= now() AND {_NOT_PAUSED}
                   AND (rung_at IS NULL OR rung_at < now() - make_interval(secs => :again_after_s))
                 ORDER BY created_at, shard_id LIMIT :limit FOR UPDATE SKIP LOCKED
             )
             RETURNING shard_id, run_id, stage, label_version, item_ids, claim_seq
-            """
+            """  # noqa: S608 - our own constant
         ),
-        {"stages": list(stages), "limit": limit, "again_after_s": again_after_s},
+        {
+            "stages": list(stages),
+            "limit": limit,
+            "again_after_s": again_after_s,
+            "run_stages": list(RUN_STAGES),
+        },
     ).mappings()
     return [_claim_of(row) for row in rows]
 
@@ -380,8 +390,13 @@ def index_drops(connection: Connection, run_id: UUID) -> int:
 
 
 def retry(connection: Connection, run_id: UUID) -> int:
-    """dead -> ready, or -> waiting behind a barrier, for a run's dead shards; their failures and losses start anew."""
-    connection.execute(text("UPDATE runs SET state = 'running' WHERE run_id = :run_id"), {"run_id": run_id})
+    """dead -> ready, or -> waiting behind a barrier, for a run's dead shards; their failures and losses start anew.
+
+    A done run is running again; a paused one stays paused, for its budget is no larger than before.
+    """
+    connection.execute(
+        text("UPDATE runs SET state = 'running' WHERE run_id = :run_id AND state = 'done'"), {"run_id": run_id}
+    )
     return connection.execute(
         text(
             "UPDATE shards SET state = CASE WHEN stage = ANY(:behind) THEN 'waiting' ELSE 'ready' END, "

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from shared.budget import find_budget
 from shared.runs import Run
 from shared.stages import RUN_STAGES, Stage
 
@@ -26,6 +27,17 @@ class StageProgress:
     rate: float
     eta_s: float | None
     reasons: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """What one stage's calls to one model cost so far. `requests` counts prompts, also those sent in one list."""
+
+    stage: Stage
+    model: str
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +97,18 @@ def stage_progress(connection: Connection, run_id: UUID) -> list[StageProgress]:
     return result
 
 
+def token_usage(connection: Connection, run_id: UUID) -> list[TokenUsage]:
+    """One entry per stage and model that was called, in order of the stages; at most a second behind the workers."""
+    rows = connection.execute(
+        text(
+            "SELECT stage, model, requests, prompt_tokens, completion_tokens FROM llm_usage "
+            "WHERE run_id = :run_id ORDER BY array_position(CAST(:stages AS text[]), stage), model"
+        ),
+        {"run_id": run_id, "stages": list(RUN_STAGES)},
+    ).mappings()
+    return [TokenUsage(**{**row, "stage": Stage(row["stage"])}) for row in rows]
+
+
 def conservation(connection: Connection, run_id: UUID, label_version: int = 1) -> Conservation:
     """Both sums from one snapshot: one statement, so that it may be asked while workers run."""
     row = (
@@ -118,6 +142,7 @@ def conservation(connection: Connection, run_id: UUID, label_version: int = 1) -
 def describe(connection: Connection, run: Run) -> dict[str, Any]:
     """Everything about a run as plain values: what --json, the status API and the demo's report show."""
     sums = conservation(connection, run.run_id)
+    budget = find_budget(connection, run.run_id)
     dead = connection.execute(
         text(
             "SELECT stage, count(*) AS shards, error_type, error_message FROM shards "
@@ -129,8 +154,12 @@ def describe(connection: Connection, run: Run) -> dict[str, Any]:
         "run_id": str(run.run_id),
         "run": run.name,
         "state": run.state,
+        "paused_reason": budget.paused_reason,
+        "max_tokens": budget.max_tokens,
+        "deadline_at": budget.deadline_at.isoformat() if budget.deadline_at else None,
         "config": run.config.model_dump(mode="json"),
         "stages": [asdict(stage) for stage in stage_progress(connection, run.run_id)],
+        "usage": [asdict(usage) for usage in token_usage(connection, run.run_id)],
         "conservation": {**asdict(sums), "holds": sums.holds},
         "dead": [dict(row) for row in dead],
     }

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import UUID, uuid5
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from shared.masking import Span
 
@@ -91,16 +91,63 @@ class FRetRecord:
 
 
 class LabelPolicy(BaseModel):
-    """How stored scores become a positive and negatives; changing it needs no teacher (a new label version)."""
+    """How stored scores become a positive and negatives; changing it needs no teacher (a new label version).
+
+    Candidates are ordered by fused rank; `range_min` and `range_max` count in that order with the positive left out.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    positive: Literal["p_1", "seed"] = Field(
-        "seed",
-        description="seed: the passage the query was made from, the better of the two for the offline teacher "
-        "(docs/decisions.md); p_1: the best by fused rank, as in the paper, for a judge that can be trusted",
+    positive: Literal["p_1", "seed"] | None = Field(
+        None,
+        description="p_1: the best by fused rank, as in the paper, the default with the teacher llm; seed: the passage "
+        "the query was made from, the default with the offline teacher, for which it is the better of the two "
+        "(docs/decisions.md)",
     )
-    negative: Literal["lowest"] = Field("lowest", description="lowest: the last by fused rank, the paper's p_20")
+    negative: Literal["lowest", "sampled"] = Field(
+        "lowest",
+        description="lowest: the last by fused rank, the paper's p_20; sampled: at random, seeded by the query",
+    )
+    num_negatives: int = Field(1, ge=1, le=3, description="hard negatives per record; where fewer are left, fewer")
+    range_min: int = Field(0, ge=0, description="leave out this many of the best candidates after the positive")
+    range_max: int | None = Field(None, ge=1, description="take negatives from the best this many after the positive")
+    relative_margin: float | None = Field(
+        None, gt=0, lt=1, description="keep a negative only if its cosine is below (1 - this) x the positive's: 0.05"
+    )
+    max_score: float | None = Field(None, gt=-1, description="keep a negative only if its cosine is below this")
+    min_relevance: float | None = Field(
+        None, description="drop a query whose positive has an rc_score (a log-probability, or a grade) below this"
+    )
+
+    @model_validator(mode="after")
+    def _leaves_room(self) -> LabelPolicy:
+        if self.range_max is not None and self.range_max < self.range_min + self.num_negatives:
+            raise ValueError(
+                f"from range_min={self.range_min} to range_max={self.range_max} there is no room for "
+                f"num_negatives={self.num_negatives}: raise range_max to {self.range_min + self.num_negatives} or more"
+            )
+        return self
+
+
+class LLMConfig(BaseModel):
+    """What decides an LLM teacher's queries and scores; the endpoint's address and pace do not (`settings.llm`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field("", description="the model's name; taken from the endpoint when the run starts")
+    temperature: float = Field(0.7, ge=0, le=2, description="of generation; scoring draws nothing")
+    top_p: float = Field(0.95, gt=0, le=1, description="of generation")
+    max_completion_tokens: int = Field(160, ge=8, description="the most that one task-query pair may take")
+    max_attempts: int = Field(3, ge=1, le=10, description="completions asked for before a passage ends as malformed")
+    task_sampling: Literal["free", "uniform"] = Field(
+        "free", description="free: the LLM writes the task description; uniform: one of the prompt's, drawn uniformly"
+    )
+    relevance: Literal["graded", "binary"] = Field("graded", description="the label set of relevance classification")
+    graded_score: Literal["expected", "peak"] = Field(
+        "expected", description="expected: the mean grade; peak: the log-probability of the highest grade"
+    )
+    num_examples: int | None = Field(None, ge=0, description="few-shot examples in each prompt; all by default")
+    prompts_sha256: dict[str, str] = Field({}, description="hashes of the prompts; filled in when the run starts")
 
 
 class RunConfig(BaseModel):
@@ -109,9 +156,12 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = Field(0, description="seeds every choice that the run makes")
-    teacher: Literal["offline"] = Field(
-        "offline", description="who writes and judges queries; offline is a set of statistical methods and no LLM"
+    teacher: Literal["offline", "llm"] = Field(
+        "offline",
+        description="who writes and judges queries: llm (where FRETWORK_LLM__BASE_URL or FRETWORK_LLM__MODEL is set, "
+        "the default), or offline, a set of statistical methods and no LLM",
     )
+    llm: LLMConfig = Field(LLMConfig(), description="llm.temperature and so on: settings of the teacher `llm`")
     embedder: str = Field("all-MiniLM-L6-v2", description="SentenceTransformer folder, hub name or all-MiniLM-L6-v2")
     num_seed_passages: int | None = Field(None, ge=1, description="generate from a sample of this size; all by default")
     queries_per_passage: int = Field(1, ge=1, le=20, description="task–query pairs written for each seed passage")
@@ -119,8 +169,31 @@ class RunConfig(BaseModel):
     near_duplicate_cosine: float = Field(0.98, gt=0, le=1, description="queries this close count as one")
     shard_size: int = Field(32, ge=1, le=1024, description="items per shard")
     labels: LabelPolicy = Field(
-        LabelPolicy(), description="labels.positive: seed, or p_1, the judge's favourite; labels.negative: lowest"
+        LabelPolicy(),
+        validate_default=True,
+        description="labels.positive and so on: how the judged candidates become a positive and negatives",
     )
+
+    @field_validator("labels")
+    @classmethod
+    def _fit_the_run(cls, labels: LabelPolicy, info: ValidationInfo) -> LabelPolicy:
+        others = info.data.get("num_candidates", 100) - 1  # absent where it is refused itself
+        if labels.range_min + labels.num_negatives > others:
+            raise ValueError(
+                f"num_candidates={others + 1} leaves {others} beside the positive, too few for "
+                f"range_min={labels.range_min} and num_negatives={labels.num_negatives}"
+            )
+        if labels.positive is None:
+            labels = labels.model_copy(update={"positive": "p_1" if info.data.get("teacher") == "llm" else "seed"})
+            labels.model_fields_set.discard("positive")  # nobody chose it: made anew, another teacher has its own
+        return labels
+
+    def policy(self, labels: LabelPolicy) -> LabelPolicy:
+        """Another policy for this run's scores, with what it leaves open filled in as it would be at the start.
+
+        Raises pydantic's ValidationError for one that this run's candidates cannot fill.
+        """
+        return RunConfig(**{**self.model_dump(), "labels": labels}).labels
 
     def sha256(self) -> str:
         """The hash of what decides the records: the shard size does not, so it is left out."""

@@ -1,4 +1,4 @@
-"""Starts what the pipeline works on: runs, new label versions, training runs and evaluations.
+"""Starts what the pipeline works on: runs, new label versions, training runs and evaluations; resumes a paused run.
 
 Everything that a start needs is one transaction in SQL, so a corpus of any size costs the caller no memory.
 """
@@ -9,10 +9,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 from uuid import UUID, uuid4, uuid5
 
+from pydantic import ValidationError
 from sqlalchemy import Connection, insert, select, text
 
 from shared import ledger
-from shared.errors import NotDoneError, NotFoundError, SettingError
+from shared.budget import find_budget, set_limits
+from shared.errors import FretworkError, NotDoneError, NotFoundError, SettingError
 from shared.records import NAMESPACE, LabelPolicy, RunConfig
 from shared.schema import corpora, evaluations, label_versions, runs, training_runs
 from shared.settings import settings
@@ -87,10 +89,19 @@ def draft_run(connection: Connection, corpus_name: str, config: RunConfig) -> Ru
     )
 
 
-def start_run(connection: Connection, corpus_name: str, config: RunConfig) -> Run:
+def start_run(
+    connection: Connection,
+    corpus_name: str,
+    config: RunConfig,
+    *,
+    max_tokens: int | None = None,
+    max_hours: float | None = None,
+) -> Run:
     """Freezes corpus and configuration into a run, with its index and generate shards ready.
 
-    Raises NotFoundError where there is no such corpus, SettingError where it does not fit the in-process Qdrant.
+    The run is paused once its LLM calls have used `max_tokens` (prompts and completions), or `max_hours` from now
+    (`shared.budget`). Raises NotFoundError where there is no such corpus, SettingError where it does not fit the
+    in-process Qdrant or the teacher uses no tokens to be limited.
     """
     # one start at a time: the run's number counts those before it
     connection.execute(select(corpora.c.corpus_id).where(corpora.c.name == corpus_name).with_for_update())
@@ -103,9 +114,37 @@ def start_run(connection: Connection, corpus_name: str, config: RunConfig) -> Ru
     connection.execute(
         insert(label_versions).values(run_id=run.run_id, label_version=1, policy=config.labels.model_dump(mode="json"))
     )
+    set_limits(connection, run.run_id, config.teacher, max_tokens, max_hours)
     _shard_passages(connection, run, Stage.INDEX, run.passage_count)
     _shard_passages(connection, run, Stage.GENERATE, run.sampled_count)
     return run
+
+
+def resume_run(
+    connection: Connection, run: Run, *, max_tokens: int | None = None, max_hours: float | None = None
+) -> None:
+    """paused -> running, with new limits: tokens since the run's start, hours from now; None keeps the old limit.
+
+    A run that is running only gets the limits. Raises SettingError where its budget would be spent at once,
+    FretworkError where it is done; roll the transaction back then.
+    """
+    by_id = {"run_id": run.run_id}
+    state = connection.execute(text("SELECT state FROM runs WHERE run_id = :run_id FOR UPDATE"), by_id).scalar_one()
+    if state == "done":
+        raise FretworkError(f"run {run.name} is done: there is nothing to resume")
+    set_limits(connection, run.run_id, run.config.teacher, max_tokens, max_hours)
+    budget = find_budget(connection, run.run_id)
+    if budget.spent:
+        raise SettingError(
+            f"run {run.name} has used {budget.used_tokens:,} tokens and may use {budget.max_tokens:,}: "
+            "give it more with --max-tokens N, which counts from the run's start"
+        )
+    if budget.late:
+        raise SettingError(f"the time of run {run.name} is up: give it more with --max-hours H, which counts from now")
+    connection.execute(text("UPDATE runs SET state = 'running', paused_reason = NULL WHERE run_id = :run_id"), by_id)
+    if state == "paused":
+        # doorbells that rang in the meantime claimed nothing: these ring at the next tick
+        connection.execute(text("UPDATE shards SET rung_at = NULL WHERE run_id = :run_id AND state = 'ready'"), by_id)
 
 
 def _check_local_index(run: Run) -> None:
@@ -165,8 +204,14 @@ def _shard_passages(connection: Connection, run: Run, stage: Stage, size: int) -
 def add_label_version(connection: Connection, run: Run, policy: LabelPolicy) -> int:
     """Labels the run's stored scores anew under another policy, at the cost of no teacher call.
 
-    Returns the version that has this policy: an existing one where the run was labelled so before.
+    What the policy leaves open is as it would be at the run's start. Returns the version that has this policy: an
+    existing one where the run was labelled so before. Raises SettingError where the run's candidates cannot fill it,
+    NotDoneError where the run is running or paused.
     """
+    try:
+        policy = run.config.policy(policy)
+    except ValidationError as error:
+        raise SettingError(f"run {run.name} cannot be labelled so: {error.errors()[0]['msg']}") from None
     state = connection.execute(select(runs.c.state).where(runs.c.run_id == run.run_id).with_for_update()).scalar_one()
     versions = connection.execute(
         select(label_versions.c.label_version, label_versions.c.policy).where(label_versions.c.run_id == run.run_id)

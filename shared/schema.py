@@ -101,10 +101,40 @@ runs = Table(
     Column("config_hash", Text, nullable=False),
     Column("sampled_count", BigInteger, nullable=False),  # seed passages that queries are generated from
     Column("fingerprint", Uuid, nullable=False),  # UUIDv5 of corpus_hash and config_hash; query ids come from it
-    Column("state", Text, nullable=False, server_default="running"),  # running -> done (dispatcher)
+    # running -> paused (dispatcher: budget.pause_runs), done (dispatcher: finish_runs)
+    # paused  -> running (runs.resume_run), done (dispatcher: finish_runs)
+    # done    -> running (retry, add_label_version)
+    Column("state", Text, nullable=False, server_default="running"),
+    # the budget: no setting of the records, so no part of config, and a resume may change it
+    Column("max_tokens", BigInteger),
+    Column("deadline_at", DateTime(timezone=True)),
+    Column("paused_reason", Text),  # while paused: why, and the command that goes on
     _created_at(),
     Column("finished_at", DateTime(timezone=True)),
-    CheckConstraint("state in ('running', 'done')", name="state"),
+    CheckConstraint("state in ('running', 'paused', 'done')", name="state"),
+)
+
+llm_usage = Table(  # what a run's LLM calls cost, flushed by each worker's meter
+    "llm_usage",
+    metadata,
+    Column("run_id", Uuid, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("stage", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("requests", BigInteger, nullable=False, server_default="0"),  # prompts, also those sent in one list
+    Column("prompt_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("completion_tokens", BigInteger, nullable=False, server_default="0"),
+)
+
+endpoints = Table(  # what all processes know together of an LLM server: its circuit breaker and its caps
+    "endpoints",
+    metadata,
+    Column("base_url", Text, primary_key=True),
+    Column("failures", Integer, nullable=False, server_default="0"),  # in a row
+    Column("open_until", DateTime(timezone=True)),  # no call before this; null: the breaker is closed
+    Column("error", Text, nullable=False, server_default=""),  # what opened it
+    # theoretical arrival times (the generic cell rate algorithm): how far the caps are reserved
+    Column("requests_tat", DateTime(timezone=True)),
+    Column("tokens_tat", DateTime(timezone=True)),
 )
 
 label_versions = Table(

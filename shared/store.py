@@ -20,6 +20,7 @@ class StoredQuery:
 
     query: TaskQuery
     candidate_ids: tuple[UUID, ...]
+    candidate_scores: tuple[float, ...]
     ql_scores: tuple[float, ...]
     rc_scores: tuple[float, ...]
 
@@ -66,6 +67,7 @@ def load_queries(connection: Connection, run: Run, query_ids: Sequence[UUID]) ->
                 row["provenance"],
             ),
             tuple(row["candidate_ids"] or ()),
+            tuple(row["candidate_scores"] or ()),
             tuple(row["ql_scores"] or ()),
             tuple(row["rc_scores"] or ()),
         )

@@ -21,7 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from shared import lease, ledger
 from shared.celery_app import ring
 from shared.database import engine
-from shared.errors import FretworkError, LeaseLostError, TransientError
+from shared.errors import FretworkError, LeaseLostError, RunPausedError, TransientError
 from shared.ledger import Claim
 from shared.records import Dropped
 from shared.settings import settings
@@ -95,7 +95,10 @@ def _give_back(held: Claim, error: Exception) -> None:
     transient = isinstance(error, TRANSIENT)
     try:
         with engine().begin() as connection:
-            if transient:
+            if isinstance(error, RunPausedError):
+                log.info("run paused: shard given back", reason=str(error))
+                ledger.release(connection, held, error, delay_s=0)  # not to be had before the run is resumed
+            elif transient:
                 log.warning("shard given back", error_type=type(error).__name__, error=str(error))
                 ledger.release(connection, held, error, RETRY_AFTER_TRANSIENT_S)
             else:

@@ -1,36 +1,54 @@
-"""`fretwork run`: start, status, list."""
+"""`fretwork run`: start, status, resume, retry, list."""
 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 from cli.context import Context, say
 from cli.runs.preview import preview
+from cli.runs.teacher import settle
 from cli.stack import running_stack
 from cli.watch import stages_table, watch_run
 from shared import ledger
-from shared.errors import SettingError
+from shared.errors import RunPausedError, SettingError
 from shared.models import as_given
 from shared.progress import describe, list_runs, stage_progress
-from shared.records import LabelPolicy, RunConfig
-from shared.runs import find_run, start_run
+from shared.records import RunConfig
+from shared.runs import find_run, resume_run, start_run
 from shared.settings import settings as environment
 
 app = typer.Typer(no_args_is_help=True, help="Runs: from a corpus to FRet records.")
 
 
-def _default(value: object) -> str:
-    return "all" if value is None else "seed, lowest" if isinstance(value, LabelPolicy) else str(value)
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens", metavar="N", help="pause the run once its LLM calls have used this many tokens in all"
+    ),
+]
+MaxHours = Annotated[
+    float | None, typer.Option("--max-hours", metavar="H", help="pause the run after this time from now")
+]
 
 
-SETTINGS_HELP = "\n\n".join(
-    f"{name} (default {_default(field.default)}): {field.description}" for name, field in RunConfig.model_fields.items()
-)
+def _settings_help(group: type[BaseModel], prefix: str = "") -> list[str]:
+    lines: list[str] = []
+    for name, field in group.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            lines += _settings_help(type(field.default), f"{prefix}{name}.")
+        else:
+            default = "" if field.default in (None, "", {}) else f" (default {field.default})"
+            lines.append(f"{prefix}{name}{default}: {field.description}")
+    return lines
+
+
+SETTINGS_HELP = "\n\n".join(_settings_help(RunConfig))
 
 
 def parse_config(assignments: list[str]) -> RunConfig:
@@ -74,12 +92,16 @@ def start(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a setting of the run, see below")
     ] = None,
+    max_tokens: MaxTokens = None,
+    max_hours: MaxHours = None,
 ) -> None:
     """Start a run: write queries for the corpus's passages, retrieve their neighbours, judge them, keep FRet records.
 
     Prints the run's name. Without --wait it is worked on by the workers of `fretwork up`.
+
+    A run whose tokens or time are used up is paused and keeps all that it has: `fretwork run resume` goes on with it.
     """
-    config = parse_config(assignments or [])
+    config = settle(parse_config(assignments or []))
     settings: Context = context.obj
     if preview_n:
         with settings.database() as engine:
@@ -87,32 +109,42 @@ def start(
         return
     with settings.database(workers=wait) as engine:
         with engine.begin() as connection:
-            run = start_run(connection, corpus, config)
+            run = start_run(connection, corpus, config, max_tokens=max_tokens, max_hours=max_hours)
         typer.echo(run.name)
         if wait:
-            dead = watch_run(engine, run.run_id, run.name)
+            try:
+                dead = watch_run(engine, run.run_id, run.name)
+            except RunPausedError as paused:
+                say(str(paused))
+                raise typer.Exit(3) from None
             if dead:
                 say(f"{dead:,} items are dead: fretwork run status {run.name} names the errors")
                 raise typer.Exit(3)
             say(f"next: fretwork train {run.name} --output DIR (or fretwork export {run.name} --help)")
-        elif running_stack(settings.home) is None and environment().database_url is None:
-            say("nothing works on it yet: start the workers with `fretwork up`")
+        else:
+            _say_if_nobody_works(settings)
+
+
+def _say_if_nobody_works(settings: Context) -> None:
+    if running_stack(settings.home) is None and environment().database_url is None:
+        say("nothing works on it yet: start the workers with `fretwork up`")
 
 
 @app.command()
 def status(
     context: typer.Context,
     run: Annotated[str, typer.Argument(help="the run's name, or `latest`")],
-    watch: Annotated[bool, typer.Option("--watch", help="stay until the run is done")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="stay until the run is done or paused")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
-    """Show how far a run is: items per stage, rate, ETA, what was dropped and why, and whether the counts add up."""
+    """Show how far a run is: items per stage, rate, ETA, drops and reasons, tokens, and whether the counts add up."""
     settings: Context = context.obj
     with settings.database() as engine:
         with engine.connect() as connection:
             found = find_run(connection, run)
         if watch:
-            watch_run(engine, found.run_id, found.name)
+            with suppress(RunPausedError):  # its status says so
+                watch_run(engine, found.run_id, found.name)
         with engine.connect() as connection:
             seen = describe(connection, find_run(connection, found.run_id))
             stages = stage_progress(connection, found.run_id)
@@ -125,10 +157,37 @@ def status(
         f"{sums['records']:,} records · {sums['queries']:,} queries · {sums['sampled']:,} passages sampled · "
         f"the counts {'add up' if sums['holds'] else 'DO NOT add up: please report this'}"
     )
+    for usage in seen["usage"]:
+        typer.echo(
+            f"tokens: {usage['stage']} · {usage['model']} · {usage['requests']:,} requests · "
+            f"{usage['prompt_tokens']:,} prompt + {usage['completion_tokens']:,} completion"
+        )
     for error in seen["dead"]:
         typer.echo(f"dead: {error['stage']} × {error['shards']}: {error['error_type']}: {error['error_message']}")
-    if seen["dead"]:
+    if seen["state"] == "paused":
+        typer.echo(f"paused: {seen['paused_reason']}")
+    if seen["dead"] or seen["state"] == "paused":
         raise typer.Exit(3)
+
+
+@app.command()
+def resume(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(help="the run's name, or `latest`")],
+    max_tokens: MaxTokens = None,
+    max_hours: MaxHours = None,
+) -> None:
+    """Go on with a paused run under new limits, or give a running one other limits.
+
+    Tokens count from the run's start, hours from now; a limit that is not given stays as it was.
+    """
+    settings: Context = context.obj
+    with settings.database() as engine:
+        with engine.begin() as connection:
+            found = find_run(connection, run)
+            resume_run(connection, found, max_tokens=max_tokens, max_hours=max_hours)
+        typer.echo(f"{found.name} goes on")
+        _say_if_nobody_works(settings)
 
 
 @app.command()

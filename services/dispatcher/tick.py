@@ -1,4 +1,4 @@
-"""One tick of the dispatcher: reap what was lost, open barriers, end runs, ring the doorbells that were missed.
+"""One tick of the dispatcher: reap what was lost, open barriers, end or pause runs, ring doorbells that were missed.
 
 Each step is one transaction and may be repeated at will. It looks at the ledger and the queues' lengths, and at no
 worker: so it mends whatever broke, without knowing how.
@@ -12,7 +12,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy import Engine
 
-from shared import ledger
+from shared import budget, ledger
 from shared.stages import QUEUES, ROUTES, Stage
 
 log = structlog.get_logger()
@@ -31,6 +31,9 @@ def tick(engine: Engine, queue_length: Callable[[str], int], ring: Callable[[Sta
     with engine.begin() as connection:
         for run_id in ledger.finish_runs(connection):
             log.info("run done", run=str(run_id))
+    with engine.begin() as connection:
+        for run_id, reason in budget.pause_runs(connection):
+            log.warning("run paused", run=str(run_id), reason=reason)
     for queue, stages in _stages_by_queue().items():
         wanted = QUEUE_TARGET - queue_length(queue)
         if wanted <= 0:

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.progress import StageProgress
+from shared.progress import StageProgress, TokenUsage
 from shared.records import RunConfig
 from shared.stages import Stage
 
@@ -21,7 +21,7 @@ class Health(BaseModel):
 class RunSummary(BaseModel):
     run_id: UUID
     name: str = Field(examples=["scifact-1"])
-    state: Literal["running", "done"]
+    state: Literal["running", "paused", "done"]
     created_at: datetime
     finished_at: datetime | None
     sampled_count: int = Field(description="seed passages that queries are generated from", examples=[5183])
@@ -65,7 +65,11 @@ class RunStatus(BaseModel):
                 {
                     "run_id": "0f8d1c9e-6a53-5d0e-8c11-2b1f6b7f4a10",
                     "run": "scifact-1",
-                    "state": "running",
+                    "state": "paused",
+                    "paused_reason": "used 3,200,123 of 3,200,000 tokens: `fretwork run resume scifact-1 "
+                    "--max-tokens N` goes on",
+                    "max_tokens": 3_200_000,
+                    "deadline_at": "2026-03-01T18:00:00Z",
                     "config": RunConfig().model_dump(mode="json"),
                     "stages": [
                         {
@@ -77,6 +81,15 @@ class RunStatus(BaseModel):
                             "rate": 68.5,
                             "eta_s": 14.0,
                             "reasons": {"no_sentence": 11},
+                        }
+                    ],
+                    "usage": [
+                        {
+                            "stage": "generate",
+                            "model": "Qwen/Qwen3-8B",
+                            "requests": 4210,
+                            "prompt_tokens": 2947523,
+                            "completion_tokens": 252600,
                         }
                     ],
                     "conservation": {
@@ -100,9 +113,13 @@ class RunStatus(BaseModel):
 
     run_id: UUID
     run: str = Field(description="the run's name")
-    state: Literal["running", "done"]
+    state: Literal["running", "paused", "done"]
+    paused_reason: str | None = Field(description="while paused: why, and the command that resumes the run")
+    max_tokens: int | None = Field(description="tokens after which the run is paused; null: no limit")
+    deadline_at: datetime | None = Field(description="when the run is paused if it is not done; null: no limit")
     config: RunConfig
     stages: list[StageProgress] = Field(description="in order; items, items/s of the last minute, seconds to go")
+    usage: list[TokenUsage] = Field(description="what the calls of each stage to each model cost so far")
     conservation: ConservationFigures
     dead: list[DeadShards]
 

@@ -340,6 +340,8 @@ def test_the_same_policy_is_the_same_label_version(engine: Engine, run: Run) -> 
         assert add_label_version(connection, run, LabelPolicy()) == 1
         with pytest.raises(NotDoneError, match=run.name):
             add_label_version(connection, run, LabelPolicy(positive="p_1"))
+        with pytest.raises(SettingError, match="num_candidates=20"):
+            add_label_version(connection, run, LabelPolicy(range_min=19))
     with engine.begin() as connection:
         connection.execute(text("UPDATE runs SET state = 'done'"))
         assert add_label_version(connection, run, LabelPolicy(positive="p_1")) == 2

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.exc import IntegrityError
 
 from shared.errors import SchemaVersionError
-from shared.migrate import check_version, upgrade
+from shared.migrate import _config, check_version, upgrade
 from shared.schema import metadata
+from tests.servers import fresh_database
 
 
 def test_models_and_migrations_agree(database_url: str) -> None:
@@ -41,3 +47,89 @@ def test_another_schema_version_is_refused(database_url: str) -> None:
     with pytest.raises(SchemaVersionError, match="none"):
         check_version(engine)
     engine.dispose()
+
+
+POPULATED = """
+    INSERT INTO corpora (corpus_id, name, version, passage_count, term_count, content_hash)
+    VALUES (md5('corpus')::uuid, 'ten', 1, 10, 70, 'abc');
+    INSERT INTO passages (corpus_id, passage_id, source_id, title, text, added_version)
+    SELECT md5('corpus')::uuid, md5('passage' || n)::uuid, n, 'title ' || n, 'text ' || n, 1
+    FROM generate_series(1, 10) AS n;
+    INSERT INTO runs (run_id, name, corpus_id, corpus_version, corpus_hash, passage_count, term_count, config,
+                      config_hash, sampled_count, fingerprint, state, finished_at)
+    VALUES (md5('done')::uuid, 'ten-1', md5('corpus')::uuid, 1, 'abc', 10, 70, '{"seed": 1}', 'def', 10,
+            md5('one')::uuid, 'done', now()),
+           (md5('running')::uuid, 'ten-2', md5('corpus')::uuid, 1, 'abc', 10, 70, '{"seed": 2}', 'def', 10,
+            md5('two')::uuid, 'running', NULL);
+    INSERT INTO label_versions (run_id, label_version, policy)
+    SELECT run_id, 1, '{"positive": "seed"}' FROM runs;
+    INSERT INTO shards (shard_id, run_id, stage, state, item_ids, item_count, claim_seq, claimed_by, error_message)
+    SELECT md5(name || n)::uuid, run_id, 'generate', CASE WHEN state = 'done' THEN 'done' ELSE 'claimed' END,
+           ARRAY[md5('passage' || n)::uuid], 1, 2, 'host:1:generator', 'once' FROM runs, generate_series(1, 10) AS n;
+    INSERT INTO queries (run_id, query_id, seed_passage_id, ordinal, task_description, query_text, provenance,
+                         candidate_ids, candidate_scores, ql_scores, rc_scores)
+    SELECT md5('done')::uuid, md5('query' || n)::uuid, md5('passage' || n)::uuid, 0, 'search result', 'what ' || n,
+           '{"teacher": "offline"}', ARRAY[md5('passage1')::uuid, md5('passage2')::uuid],
+           '{0.5, 0.25}', '{-1, -2}', '{3, 4}'
+    FROM generate_series(1, 9) AS n;
+    INSERT INTO drops (run_id, stage, item_id, reason, detail)
+    VALUES (md5('done')::uuid, 'generate', md5('passage10')::uuid, 'no_sentence', 'too short');
+    INSERT INTO fret_records (run_id, query_id, label_version, positive_id, negative_ids, positive_ql_rank,
+                              positive_rc_rank, positive_fused_score, seed_fused_score, positive_changed,
+                              negative_spans)
+    SELECT run_id, query_id, 1, candidate_ids[1], ARRAY[candidate_ids[2]], 1, 1, 2.0, 2.0, false, '[null]' FROM queries;
+    INSERT INTO training_runs (training_run_id, run_id, label_version, config, output_dir, result)
+    VALUES (md5('training')::uuid, md5('done')::uuid, 1, '{}', '/models/a', '{"steps": 3}');
+    INSERT INTO evaluations (evaluation_id, config) VALUES (md5('evaluation')::uuid, '{"split": "test"}')
+"""
+NEW_COLUMNS = {"runs": ("max_tokens", "deadline_at", "paused_reason")}
+
+
+def rows_of(connection: Connection) -> dict[str, list[Any]]:
+    """Every row of every table but Alembic's, without the columns that 0002 adds."""
+    tables = connection.execute(
+        text("SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'")
+    ).scalars()
+    return {
+        table: list(
+            connection.execute(
+                text(f"SELECT to_jsonb(t) - CAST(:new AS text[]) AS row FROM {table} AS t ORDER BY row"),  # noqa: S608
+                {"new": list(NEW_COLUMNS.get(table, ()))},
+            ).scalars()
+        )
+        for table in tables
+    }
+
+
+def test_a_ledger_in_use_loses_nothing_on_its_way_to_0002_and_back(postgres_url: str) -> None:
+    with fresh_database(postgres_url) as url:
+        engine = create_engine(url)
+        config = _config()
+
+        def migrate(move: Callable[[Config, str], None], revision: str) -> dict[str, list[Any]]:
+            with engine.begin() as connection:
+                config.attributes["connection"] = connection
+                move(config, revision)
+            with engine.connect() as connection:
+                return rows_of(connection)
+
+        migrate(command.upgrade, "0001")
+        with engine.begin() as connection:
+            connection.execute(text(POPULATED))
+        with engine.connect() as connection:
+            before = rows_of(connection)
+        assert len(before) == 11
+        assert all(rows for table, rows in before.items() if table != "corpus_terms")
+        after = migrate(command.upgrade, "0002")
+        assert {table: after.pop(table) for table in ("endpoints", "llm_usage")} == {"endpoints": [], "llm_usage": []}
+        assert after == before
+        with engine.begin() as connection:
+            assert (
+                connection.execute(text("SELECT max_tokens, deadline_at, paused_reason FROM runs")).all()
+                == [(None, None, None)] * 2
+            )
+            connection.execute(text("UPDATE runs SET state = 'paused', paused_reason = 'spent' WHERE name = 'ten-2'"))
+        with pytest.raises(IntegrityError), engine.begin() as connection:
+            connection.execute(text("UPDATE runs SET state = 'asleep'"))
+        assert migrate(command.downgrade, "0001") == before, "a paused run is a running one to the version before"
+        engine.dispose()
