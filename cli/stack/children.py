@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cli.stack.processes import Child, ChildSpec
 from cli.stack.state import Addresses
+from shared.models import as_given
 
 # threads per queue; the retriever's second reads the database while the first embeds
 WORKERS: Mapping[str, int] = {"retriever": 2, "generator": 4, "relabeler": 4, "trainer": 1}
@@ -61,6 +62,8 @@ def _python(
         "FRETWORK_BROKER_URL": addresses.broker_url or "",
         "PYTHONSAFEPATH": "1",
     }
+    if "FRETWORK_LLM__MODEL" in os.environ:
+        forced["FRETWORK_LLM__MODEL"] = as_given(os.environ["FRETWORK_LLM__MODEL"])  # it may be a folder
     if os.environ.get("FRETWORK_LOG_LEVEL", "").upper() != "DEBUG":
         forced["FRETWORK_LOG_LEVEL"] = "INFO"  # that a worker is ready is read from its log
     return ChildSpec(name, (sys.executable, *arguments), {**env, **os.environ, **forced}, home, ready=ready)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection
 from sqlalchemy.dialects.postgresql import insert
 
-from services.generator import extractive
+from services.generator import extractive, prompted
+from services.generator.prompt import prompt_of
 from shared import store
 from shared.celery_app import app
 from shared.database import engine
+from shared.errors import SettingError
 from shared.ledger import Claim
-from shared.records import Dropped, TaskQuery
-from shared.runs import find_run
+from shared.llm.loop import on_loop
+from shared.llm.open import open_run_llm
+from shared.meter import metered
+from shared.records import Dropped, Passage, TaskQuery
+from shared.runs import Run, find_run
 from shared.schema import queries
 from shared.stages import Stage, task_name
 from shared.worker import Output, perform
+
+Written = Sequence[list[TaskQuery] | Dropped]
 
 
 @app.task(name=task_name(Stage.GENERATE))  # type: ignore[untyped-decorator]
@@ -26,21 +35,10 @@ def _generate(claim: Claim) -> Output:
     assert claim.run_id is not None  # noqa: S101 - a generate shard always belongs to a run
     with engine().connect() as connection:
         run = find_run(connection, claim.run_id)
-        passages = store.load_passages(connection, run, claim.item_ids)
-        statistics = store.load_statistics(connection, run, extractive.needed_terms(passages.values()))
-    made: list[TaskQuery] = []
-    dropped: list[Dropped] = []
-    for passage_id in claim.item_ids:
-        written = extractive.write_queries(
-            passages[passage_id],
-            statistics,
-            run_fingerprint=run.fingerprint,
-            queries_per_passage=run.config.queries_per_passage,
-        )
-        if isinstance(written, Dropped):
-            dropped.append(written)
-        else:
-            made.extend(written)
+        found = store.load_passages(connection, run, claim.item_ids)
+    passages = [found[passage_id] for passage_id in claim.item_ids]
+    written = _by_llm(run, passages) if run.config.teacher == "llm" else _offline(run, passages)
+    made = [query for item in written if not isinstance(item, Dropped) for query in item]
 
     def save(connection: Connection) -> None:
         if made:
@@ -60,4 +58,42 @@ def _generate(claim: Claim) -> Output:
                 ],
             )
 
-    return Output(save, tuple(dropped), tuple(query.query_id for query in made))
+    dropped = tuple(item for item in written if isinstance(item, Dropped))
+    return Output(save, dropped, tuple(query.query_id for query in made))
+
+
+def _by_llm(run: Run, passages: Sequence[Passage]) -> Written:
+    config = run.config.llm
+    prompt = prompt_of(config)
+    with metered(run.run_id, Stage.GENERATE, config.model) as meter:
+        llm = open_run_llm(run.name, config.model, meter.spent)
+        if prompt.sha256 != config.prompts_sha256.get("generate"):
+            raise SettingError(
+                f"run {run.name} was started with another version of the generator's prompt than this worker has: "
+                "run this worker from the version of Fretwork that started the run"
+            )
+        return on_loop(
+            prompted.write_all(
+                llm,
+                passages,
+                config,
+                prompt,
+                run_fingerprint=run.fingerprint,
+                queries_per_passage=run.config.queries_per_passage,
+                seed=run.config.seed,
+            )
+        )
+
+
+def _offline(run: Run, passages: Sequence[Passage]) -> Written:
+    with engine().connect() as connection:
+        statistics = store.load_statistics(connection, run, extractive.needed_terms(passages))
+    return [
+        extractive.write_queries(
+            passage,
+            statistics,
+            run_fingerprint=run.fingerprint,
+            queries_per_passage=run.config.queries_per_passage,
+        )
+        for passage in passages
+    ]

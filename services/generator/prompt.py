@@ -1,0 +1,79 @@
+"""The generator's few-shot prompt (FRet, step 1: LLM(P_QG, p_seed) → (t, q)), read from its file and written out.
+
+Text alone: it asks no LLM, and what an LLM answers is read in `parse`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Literal
+
+from shared.llm.prompt import passage_block
+from shared.records import LLMConfig
+
+# a blank line ends an example, and so do the labels of the next one
+STOP = ("\n\n", "\nPassage:", "\nTitle:")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is the same for every passage. Equal hashes mean that equal passages are sent in equal prompts."""
+
+    head: str  # the instruction and the examples
+    example_queries: frozenset[str]
+    task_descriptions: tuple[str, ...]  # to draw from; empty where the LLM writes them
+    sha256: str
+
+    def render(self, passage_block: str, task_description: str | None) -> str:
+        """The prompt for one passage: it ends in `Task:`, or after a given task description in `Query:`."""
+        return self.head + passage_block + _tail(task_description)
+
+    def longest_fixed_text(self) -> str:
+        """The longest prompt without a passage: what has to fit beside every passage."""
+        return self.render("", max(self.task_descriptions, key=len, default=None))
+
+
+@cache
+def load_prompt(num_examples: int | None, task_sampling: Literal["free", "uniform"]) -> Prompt:
+    """The packaged prompt with its first `num_examples` examples, or with all that it has."""
+    content = tomllib.loads(files(__package__).joinpath("prompts/fret.toml").read_text(encoding="utf-8"))
+    examples = content["examples"][:num_examples]
+    blocks = [content["instruction"].strip()]
+    for example in examples:
+        task, query = example["task_description"], example["query"]
+        blocks.append(f"{passage_block(example['title'], example['passage'])}{_tail(task)} {query}")
+    head = "".join(f"{block}\n\n" for block in blocks)
+    task_descriptions = tuple(content["task_descriptions"]) if task_sampling == "uniform" else ()
+    # whatever reaches the LLM, written out around placeholders
+    sent = [
+        head,
+        passage_block("{title}", "{text}"),
+        passage_block("", "{text}"),
+        _tail("{task}") if task_descriptions else _tail(None),
+        STOP,
+        task_descriptions,
+    ]
+    return Prompt(
+        head=head,
+        example_queries=frozenset(example["query"] for example in examples),
+        task_descriptions=task_descriptions,
+        sha256=hashlib.sha256(json.dumps(sent).encode()).hexdigest(),
+    )
+
+
+def prompt_of(config: LLMConfig) -> Prompt:
+    return load_prompt(config.num_examples, config.task_sampling)
+
+
+def fixed_texts(config: LLMConfig) -> list[str]:
+    """The generator's prompts as they are without a passage, for whoever checks that a model's context holds them."""
+    return [prompt_of(config).longest_fixed_text()]
+
+
+def _tail(task_description: str | None) -> str:
+    return "\nTask:" if task_description is None else f"\nTask: {task_description}\nQuery:"
