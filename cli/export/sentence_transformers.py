@@ -2,6 +2,9 @@
 
 A further column would become a further input of the model. The anchor is the query's text alone, a passage is its
 title and text with a blank between, the verbatim spans masked. Prompts are the trainer's business; the card has them.
+
+Every row has as many negatives as the record that has most. A record with fewer is left out and counted: an empty
+negative would be a text to learn from, and a repeated one would weigh twice.
 """
 
 from __future__ import annotations

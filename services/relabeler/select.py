@@ -1,4 +1,4 @@
-"""From fused candidates to an FRet record: which one is the positive, and which the hard negative.
+"""From fused candidates to an FRet record: which one is the positive, and which are the hard negatives.
 
 Pure: a change of policy reads stored scores and makes a new label version, without the teacher.
 """
@@ -6,39 +6,90 @@ Pure: a change of policy reads stored scores and makes a new label version, with
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from services.relabeler.fuse import Fused
-from shared.masking import verbatim_span
-from shared.records import Dropped, FRetRecord, LabelPolicy, TaskQuery
+from shared.masking import Span, verbatim_span
+from shared.records import Dropped, FRetRecord, LabelPolicy
+from shared.store import StoredQuery
 
 # Reason codes.
-TOO_FEW_CANDIDATES = "too_few_candidates"  # no passage is left to be the negative
+TOO_FEW_CANDIDATES = "too_few_candidates"  # there is no other passage that could be the negative
 SEED_NOT_A_CANDIDATE = "seed_not_a_candidate"  # its passage is gone, so nothing can be said about the seed
+BELOW_MIN_RELEVANCE = "below_min_relevance"  # the judge's rc_score of the positive is below the policy's
+NO_NEGATIVE_LEFT = "no_negative_left"  # the policy's range, margin and max_score leave out every candidate
+
+# A query of fewer words that stands in a passage is a mention, and finding it there is what lexical matching is for; a
+# longer one is a copy. The offline teacher's queries all have as many (`extractive.MIN_WORDS`).
+MIN_COPIED_WORDS = 5
 
 
 def select(
-    query: TaskQuery, fused: Sequence[Fused], texts: Mapping[UUID, str], policy: LabelPolicy
+    stored: StoredQuery, fused: Sequence[Fused], texts: Mapping[UUID, str], policy: LabelPolicy
 ) -> FRetRecord | Dropped:
     """The record of one query, from its candidates best first (`fuse`) and their texts by passage id.
 
-    The negative is the last candidate that is not the positive. Raises KeyError when `texts` lacks a chosen passage.
+    `stored` brings the candidates' cosines and rc_scores. Raises KeyError when `texts` lacks a chosen passage, and
+    ValueError for a policy that leaves the positive open: a run's own (`RunConfig.policy`) does not.
     """
+    query = stored.query
+    if policy.positive is None:
+        raise ValueError("the label policy does not say which candidate is the positive: RunConfig.policy fills it in")
     if len(fused) < 2:
         return Dropped(query.query_id, TOO_FEW_CANDIDATES, f"{len(fused)} candidates")
     seed = next((candidate for candidate in fused if candidate.passage_id == query.seed_passage_id), None)
     if seed is None:
         return Dropped(query.query_id, SEED_NOT_A_CANDIDATE)
     positive = fused[0] if policy.positive == "p_1" else seed
-    negative = fused[-1] if fused[-1] != positive else fused[-2]
+    relevance = dict(zip(stored.candidate_ids, stored.rc_scores, strict=True))[positive.passage_id]
+    if policy.min_relevance is not None and relevance < policy.min_relevance:
+        return Dropped(query.query_id, BELOW_MIN_RELEVANCE, f"rc_score {relevance:.4g}")
+    cosines = dict(zip(stored.candidate_ids, stored.candidate_scores, strict=True))
+    negative_ids = select_negatives(
+        query.query_id, positive.passage_id, [candidate.passage_id for candidate in fused], cosines, policy
+    )
+    if not negative_ids:
+        return Dropped(query.query_id, NO_NEGATIVE_LEFT)
     return FRetRecord(
         query_id=query.query_id,
         positive_id=positive.passage_id,
-        negative_ids=(negative.passage_id,),
+        negative_ids=negative_ids,
         positive_ql_rank=positive.ql_rank,
         positive_rc_rank=positive.rc_rank,
         positive_fused_score=positive.fused_score,
         seed_fused_score=seed.fused_score,
-        positive_span=verbatim_span(query.query_text, texts[positive.passage_id]),
-        negative_spans=(verbatim_span(query.query_text, texts[negative.passage_id]),),
+        positive_span=copied_span(query.query_text, texts[positive.passage_id]),
+        negative_spans=tuple(copied_span(query.query_text, texts[id_]) for id_ in negative_ids),
     )
+
+
+def select_negatives(
+    query_id: UUID, positive_id: UUID, best_first: Sequence[UUID], cosines: Mapping[UUID, float], policy: LabelPolicy
+) -> tuple[UUID, ...]:
+    """Up to `policy.num_negatives` candidates that are not the positive; fewer, or none, where too few are eligible.
+
+    Eligible are those within the range of the order `best_first`, positive left out, whose cosine is below `max_score`
+    and below (1 - relative_margin) times the positive's (NV-Retriever, arXiv 2407.15831: TopK-PercPos). Where the
+    positive's cosine is negative, the margin is taken off it all the same: the limit is always below the positive's.
+
+    `lowest` takes the last ones, the very last first. `sampled` takes the first by a hash of query and passage: at
+    random, and whether one comes before another depends on these two and the query alone.
+    """
+    others = [id_ for id_ in best_first if id_ != positive_id]
+    limit = cosines[positive_id] - (policy.relative_margin or 0.0) * abs(cosines[positive_id])
+    eligible = [
+        id_
+        for id_ in others[policy.range_min : policy.range_max]
+        if (policy.relative_margin is None or cosines[id_] < limit)
+        and (policy.max_score is None or cosines[id_] < policy.max_score)
+    ]
+    if policy.negative == "sampled":
+        order = sorted(eligible, key=lambda id_: uuid5(query_id, str(id_)))
+    else:
+        order = eligible[::-1]
+    return tuple(order[: policy.num_negatives])
+
+
+def copied_span(query_text: str, text: str) -> Span | None:
+    """Where the query stands word for word in `text`, if it is long enough to be a copy and no mention."""
+    return verbatim_span(query_text, text) if len(query_text.split()) >= MIN_COPIED_WORDS else None

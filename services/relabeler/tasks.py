@@ -5,23 +5,27 @@ Queries that carry scores already, as under a new label version, are fused and s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection
 
-from services.relabeler import statistical
+from services.relabeler import prompted, statistical
 from services.relabeler.fuse import fuse
+from services.relabeler.judged import Judged
+from services.relabeler.prompt import prompts_of
+from services.relabeler.save import save_records, save_scores
 from services.relabeler.select import select
 from shared import store
 from shared.celery_app import app
 from shared.database import engine
+from shared.errors import SettingError
 from shared.ledger import Claim
-from shared.records import Dropped, FRetRecord, Judgement, Passage
+from shared.llm.loop import on_loop
+from shared.llm.open import open_run_llm
+from shared.meter import metered
+from shared.records import Dropped, FRetRecord, Passage
 from shared.runs import Run, find_policy, find_run
-from shared.schema import fret_records, queries
 from shared.stages import Stage, task_name
 from shared.store import StoredQuery
 from shared.worker import Output, perform
@@ -41,82 +45,61 @@ def _relabel(claim: Claim) -> Output:
         candidate_ids = {passage_id for item in stored for passage_id in item.candidate_ids}
         passages = store.load_passages(connection, run, candidate_ids)
     texts = {passage_id: passage.text for passage_id, passage in passages.items()}
-    judged = _judge(run, [item for item in stored if not item.ql_scores], passages)
+    outcomes = _judge(run, [item for item in stored if not item.ql_scores], passages)
+    judged = {query_id: found for query_id, found in outcomes.items() if isinstance(found, Judged)}
+    dropped = [found for found in outcomes.values() if isinstance(found, Dropped)]
     records: list[tuple[FRetRecord, bool]] = []
-    dropped: list[Dropped] = []
     for item in stored:
-        scores = judged.get(item.query.query_id)
-        ql_scores = [s.ql_score for s in scores] if scores is not None else item.ql_scores
-        rc_scores = [s.rc_score for s in scores] if scores is not None else item.rc_scores
-        chosen = select(item.query, fuse(item.candidate_ids, ql_scores, rc_scores), texts, policy)
+        query_id = item.query.query_id
+        if isinstance(outcomes.get(query_id), Dropped):
+            continue
+        scored = judged[query_id].scores_of(item) if query_id in judged else item
+        chosen = select(scored, fuse(scored.candidate_ids, scored.ql_scores, scored.rc_scores), texts, policy)
         if isinstance(chosen, Dropped):
             dropped.append(chosen)
         else:
             records.append((chosen, chosen.positive_id != item.query.seed_passage_id))
 
     def save(connection: Connection) -> None:
-        _save_scores(connection, run, judged)
-        _save_records(connection, run, claim.label_version, records)
+        save_scores(connection, run, judged)
+        save_records(connection, run, claim.label_version, records)
 
     return Output(save, tuple(dropped))
 
 
-def _judge(run: Run, unjudged: Sequence[StoredQuery], passages: dict[UUID, Passage]) -> dict[UUID, list[Judgement]]:
+def _judge(run: Run, unjudged: Sequence[StoredQuery], passages: Mapping[UUID, Passage]) -> dict[UUID, Judged | Dropped]:
+    """What the run's teacher says of each query, by query id."""
     if not unjudged:
         return {}
+    by_teacher = _by_llm if run.config.teacher == "llm" else _offline
+    candidates = [[passages[passage_id] for passage_id in item.candidate_ids] for item in unjudged]
+    found = by_teacher(run, unjudged, candidates)
+    return {item.query.query_id: each for item, each in zip(unjudged, found, strict=True)}
+
+
+def _by_llm(
+    run: Run, unjudged: Sequence[StoredQuery], candidates: Sequence[Sequence[Passage]]
+) -> Sequence[Judged | Dropped]:
+    config = run.config.llm
+    prompts = prompts_of(config)
+    with metered(run.run_id, Stage.RELABEL, config.model) as meter:
+        llm = open_run_llm(run.name, config.model, meter.spent)
+        if not prompts.sha256.items() <= config.prompts_sha256.items():
+            raise SettingError(
+                f"run {run.name} was started with another version of the relabeler's prompts than this worker has: "
+                "run this worker from the version of Fretwork that started the run"
+            )
+        queries = [(item.query, passages) for item, passages in zip(unjudged, candidates, strict=True)]
+        return on_loop(prompted.judge_all(llm, queries, config, prompts))
+
+
+def _offline(
+    run: Run, unjudged: Sequence[StoredQuery], candidates: Sequence[Sequence[Passage]]
+) -> Sequence[Judged | Dropped]:
     terms = set[str]().union(*(statistical.needed_terms(item.query.query_text) for item in unjudged))
     with engine().connect() as connection:
         statistics = store.load_statistics(connection, run, terms)
-    return {
-        item.query.query_id: statistical.judge(
-            item.query.query_text, [passages[passage_id] for passage_id in item.candidate_ids], statistics
-        )
-        for item in unjudged
-    }
-
-
-def _save_scores(connection: Connection, run: Run, judged: dict[UUID, list[Judgement]]) -> None:
-    if not judged:
-        return
-    statement = (
-        update(queries)
-        .where(queries.c.run_id == bindparam("of_run"), queries.c.query_id == bindparam("of_query"))
-        .values(ql_scores=bindparam("ql"), rc_scores=bindparam("rc"), judge=bindparam("by"))
-    )
-    rows: list[dict[str, Any]] = [
-        {
-            "of_run": run.run_id,
-            "of_query": query_id,
-            "ql": [s.ql_score for s in scores],
-            "rc": [s.rc_score for s in scores],
-            "by": statistical.PROVENANCE,
-        }
-        for query_id, scores in judged.items()
+    return [
+        Judged(statistical.judge(item.query.query_text, passages, statistics), statistical.PROVENANCE)
+        for item, passages in zip(unjudged, candidates, strict=True)
     ]
-    connection.execute(statement, rows)
-
-
-def _save_records(
-    connection: Connection, run: Run, label_version: int, records: Sequence[tuple[FRetRecord, bool]]
-) -> None:
-    if records:
-        connection.execute(
-            insert(fret_records),
-            [
-                {
-                    "run_id": run.run_id,
-                    "query_id": record.query_id,
-                    "label_version": label_version,
-                    "positive_id": record.positive_id,
-                    "negative_ids": list(record.negative_ids),
-                    "positive_ql_rank": record.positive_ql_rank,
-                    "positive_rc_rank": record.positive_rc_rank,
-                    "positive_fused_score": record.positive_fused_score,
-                    "seed_fused_score": record.seed_fused_score,
-                    "positive_changed": changed,
-                    "positive_span": list(record.positive_span) if record.positive_span else None,
-                    "negative_spans": record.negative_spans,
-                }
-                for record, changed in records
-            ],
-        )

@@ -220,6 +220,8 @@ def test_the_card_names_the_masking_and_the_prompts(ledger: Ledger, tmp_path: Pa
     for card in cards.values():
         assert "twelve-1" in card.data.pretty_name
         assert "no LLM" in card.text
+        assert "| 1 (positive `seed`, negative `lowest`, num_negatives `1`, range_min `0`) |" in card.text
+        assert "a record with fewer negatives" not in card.text
         counted = Counter(row["task_description"] for row in ledger.rows).most_common()
         assert "\n".join(f"- {task} ({number:,})" for task, number in counted) in card.text
     code = re.findall(r"```python\n(.*?)```", cards[ExportFormat.SENTENCE_TRANSFORMERS].text, re.DOTALL)[-1]
@@ -279,7 +281,9 @@ def test_more_negatives_make_more_columns_and_unusable_records_are_counted(ledge
     assert "begins so" in row["negative_1"]
     assert "Passage" not in row["negative_2"]
     assert (report.records, report.left_out) == (1, {"too_few_negatives": 1, "empty_when_masked": 1})
-    assert "left out of this format: too_few_negatives | 1 |" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "left out of this format: too_few_negatives | 1 |" in card
+    assert "a record with fewer negatives is left out here" in card
 
 
 def test_what_stands_at_the_output_is_never_touched(ledger: Ledger, tmp_path: Path) -> None:

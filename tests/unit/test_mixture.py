@@ -104,6 +104,31 @@ def test_verbatim_spans_are_masked_with_the_given_probability() -> None:
     assert masked_share(0.5) != masked_share(0.5, epoch=1)
 
 
+def test_each_record_brings_as_many_negatives_as_it_has() -> None:
+    def passage(n: int) -> Passage:
+        return Passage(UUID(int=n), "", f"the query {n}")
+
+    counts = (3, 1, 2)
+    records = [
+        Record(
+            UUID(int=n),
+            "search result",
+            "the query",
+            passage(n),
+            tuple(passage(10 * n + k) for k in range(count)),
+            None,
+            ((0, 9), *[None] * (count - 1)),
+        )
+        for n, count in enumerate(counts)
+    ]
+    config = TrainingConfig(per_device_train_batch_size=3, num_train_epochs=1, prompts="none", mask_probability=1.0)
+    ((batch, _),) = batches(Records(records), config, Position())
+    assert {example.positive_id.int: example.negatives for example in batch} == {
+        n: tuple(str(10 * n) if k == 0 else f"the query {10 * n + k}" for k in range(count))
+        for n, count in enumerate(counts)
+    }
+
+
 def test_texts_are_written_as_the_prompts_say() -> None:
     record = Record(
         UUID(int=1),
