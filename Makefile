@@ -1,11 +1,15 @@
-# What newcomers, developers and CI run. All that it installs lies in .venv.
+# What newcomers, developers and CI run. All that it installs lies in .venv, .venv-vllm and .bench.
 PYTHON ?= python3
+# what `make vllm` serves, and any further options of `vllm serve`
+MODEL ?= Qwen/Qwen3-4B-Instruct-2507
+VLLM_PORT ?= 8000
+VLLM_OPTIONS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 UV := uv==0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit lint format lock clean
+.PHONY: help setup demo test test-unit test-vllm bench-llm vllm lint format lock clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -23,6 +27,17 @@ test: setup ## all tests that need no GPU, no vLLM and no Qdrant server
 test-unit: setup ## the fast tests, without servers
 	$(BIN)/python -m pytest tests/unit
 
+test-vllm: setup ## the tests against the vLLM server at FRETWORK_TEST_VLLM_URL
+	@test -n "$$FRETWORK_TEST_VLLM_URL" || { echo "error: set FRETWORK_TEST_VLLM_URL to a vLLM server's address," \
+		"http://127.0.0.1:8000/v1 for the one that \`make vllm\` starts" >&2; exit 1; }
+	$(BIN)/python -m pytest -m vllm
+
+bench-llm: setup ## measure the LLM teacher: figures to benchmarks/results/llm.json (about half an hour, on a quiet machine)
+	$(BIN)/python -m benchmarks.llm
+
+vllm: .venv-vllm/.installed ## serve MODEL with vLLM on this machine's GPU: make vllm MODEL=NAME-OR-FOLDER
+	.venv-vllm/bin/vllm serve "$(MODEL)" --host 127.0.0.1 --port $(VLLM_PORT) $(VLLM_OPTIONS)
+
 lint: setup ## style, format, strict types, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,9 +53,12 @@ lock: $(BIN)/python ## pin anew what pyproject.toml asks for; versions already l
 	$(BIN)/uv pip compile pyproject.toml --extra local --extra dev --output-file requirements.lock --quiet \
 		--universal --python-version 3.11 --no-python-downloads --generate-hashes --no-emit-package torch \
 		--custom-compile-command "make lock"
+	$(BIN)/uv pip compile pyproject.toml --extra vllm --output-file requirements-vllm.lock --quiet --no-config \
+		--universal --python-version 3.11 --no-python-downloads --generate-hashes \
+		--custom-compile-command "make lock"
 
-clean: ## remove .venv and every cache; .fretwork, where your runs are, stays
-	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+clean: ## remove the environments and every cache; .fretwork, where your runs are, stays
+	rm -rf .venv .venv-vllm .bench .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "error: there is no $(PYTHON) here: install Python 3.11 to 3.14," \
@@ -58,4 +76,13 @@ $(BIN)/.installed: requirements.lock requirements-torch.txt pyproject.toml | $(B
 		"to 3.14 on Linux with glibc or macOS on ARM; else look at the network and the disk, and run make again" >&2; exit 1; }
 	@$(PIP) install --quiet --no-index --no-build-isolation --editable ".[local,dev]" \
 		|| { echo "error: pyproject.toml asks for what requirements.lock does not hold: run \`make lock\`" >&2; exit 1; }
+	@touch $@
+
+# The lock is complete, torch and CUDA included; vLLM has wheels for Linux alone.
+.venv-vllm/.installed: requirements-vllm.lock
+	@command -v $(PYTHON) >/dev/null || { echo "error: there is no $(PYTHON) here" >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv-vllm
+	@echo "installing vLLM into .venv-vllm: several GB ..."
+	.venv-vllm/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps --only-binary :all: \
+		--require-hashes -r requirements-vllm.lock
 	@touch $@

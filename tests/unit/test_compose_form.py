@@ -15,7 +15,7 @@ import yaml  # type: ignore[import-untyped]
 
 from cli.stack import children
 from cli.stack.state import Addresses
-from shared.settings import Settings
+from shared.settings import LLMSettings, Settings
 from shared.stages import QUEUES
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +156,7 @@ def test_redis_keeps_what_it_was_told() -> None:
 
 def test_every_fretwork_variable_is_a_setting() -> None:
     known = {f"FRETWORK_{name.upper()}" for name in Settings.model_fields}
+    known |= {f"FRETWORK_LLM__{name.upper()}" for name in LLMSettings.model_fields}
     files = [COMPOSE, CPU, ROOT / ".env.example", *(ROOT / "services" / name / "Dockerfile" for name in SERVICES)]
     for path in files:
         assert set(re.findall(r"FRETWORK_[A-Z0-9_]+", path.read_text())) <= known, path
@@ -169,8 +170,18 @@ def test_the_example_environment_names_every_variable_with_its_default() -> None
     assert documented == {
         **defaults,
         **dict.fromkeys(("HF_TOKEN", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"), ""),
+        **dict.fromkeys(("FRETWORK_LLM__MODEL", "FRETWORK_LLM__API_KEY"), ""),
         "COMPOSE_FILE": f"{COMPOSE.name}:{CPU.name}",
     }
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_who_asks_an_llm_is_told_where_it_is(service: str) -> None:
+    asks = any((ROOT / "services" / service).glob("prompted.py"))
+    told = {name for name in CONFIGURED[service]["environment"] if name.startswith("FRETWORK_LLM__")}
+    assert told == ({f"FRETWORK_LLM__{name}" for name in ("BASE_URL", "MODEL", "API_KEY")} if asks else set())
+    (install,) = (arguments for _, arguments in dockerfile(service) if "pip install" in arguments)
+    assert ("[llm]" in install) == asks
 
 
 def test_without_a_gpu_nothing_asks_for_one() -> None:

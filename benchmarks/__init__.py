@@ -1,0 +1,1 @@
+"""Measurements that are made by hand (`make bench-…`), and their results. Nothing of the product imports them."""
