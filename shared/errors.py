@@ -20,6 +20,10 @@ class TransientError(FretworkError):
     """A dependency did not answer; the shard goes back to its queue and is tried again."""
 
 
+class SetbackError(TransientError):
+    """The shard itself may be why this failed; after three of these it is halved, down to the item that it is about."""
+
+
 class BarrierClosedError(TransientError):
     """What this stage waits for is no longer complete; the shard waits behind its barrier again."""
 

@@ -23,6 +23,7 @@ from shared.errors import (
     IndexIncompleteError,
     InvalidInputError,
     LeaseLostError,
+    SetbackError,
     SettingError,
 )
 from shared.records import Dropped
@@ -31,6 +32,7 @@ from shared.stages import ROUTES, RUN_STAGES, Stage
 
 MAX_FAILURES = 3
 MAX_LOSSES = 3
+MAX_SETBACKS = 3
 RETRY_AFTER_FAILURE_S = 5.0
 # a training on a run's records is no part of what a pause holds back
 _NOT_PAUSED = "NOT (stage = ANY(:run_stages) AND run_id IN (SELECT run_id FROM runs WHERE state = 'paused'))"
@@ -184,18 +186,25 @@ def _drop(connection: Connection, held: Claim, dropped: Sequence[Dropped]) -> No
 def release(connection: Connection, held: Claim, error: Exception, delay_s: float) -> None:
     """claimed -> ready after a transient error: no failure is counted, the shard waits `delay_s`.
 
-    claimed -> waiting where the error says that the stage's barrier is closed again.
+    claimed -> waiting where the error says that the stage's barrier is closed again. A shard with three setbacks is
+    halved; a lone item with three ends with the reason `call_failed`, or its run would go round for ever.
     """
     _leave_claimed(
         connection,
         held,
         "state = :state, rung_at = NULL, not_before = now() + make_interval(secs => :delay_s), "
-        "error_type = :error_type, error_message = :error_message",
+        "setbacks = setbacks + :setback, error_type = :error_type, error_message = :error_message",
         state="waiting" if isinstance(error, BarrierClosedError) else "ready",
         delay_s=delay_s,
+        setback=int(isinstance(error, SetbackError)),
         error_type=type(error).__name__,
         error_message=_storable(str(error)),
     )
+    setbacks = connection.execute(
+        text("SELECT setbacks FROM shards WHERE shard_id = :shard_id"), {"shard_id": held.shard_id}
+    ).scalar_one()
+    if isinstance(error, SetbackError) and setbacks >= MAX_SETBACKS:
+        _divide(connection, held, "call_failed", _storable(str(error)))
 
 
 def fail(connection: Connection, held: Claim, error: Exception) -> None:
@@ -241,26 +250,26 @@ def reap(connection: Connection) -> list[UUID]:
     for row in lost.all():
         reaped.append(row["shard_id"])
         if row["losses"] >= MAX_LOSSES:
-            _divide(connection, _claim_of(row))
+            _divide(connection, _claim_of(row), "killed_worker", "its worker was lost three times")
     return reaped
 
 
-def _divide(connection: Connection, lost: Claim) -> None:
-    """Halves a shard that keeps ending its worker, until the one item that does it stands alone."""
+def _divide(connection: Connection, lost: Claim, reason: str, detail: str) -> None:
+    """Halves a shard that cannot be done, until the item that it is about stands alone, and ends with the reason."""
     by_id = {"shard_id": lost.shard_id}
     if lost.stage not in RUN_STAGES:
         connection.execute(
             text(
-                "UPDATE shards SET state = 'dead', error_type = 'killed_worker', "
-                "error_message = 'the worker was lost three times while it held this' WHERE shard_id = :shard_id"
+                "UPDATE shards SET state = 'dead', error_type = :reason, error_message = :detail "
+                "WHERE shard_id = :shard_id"
             ),
-            by_id,
+            {**by_id, "reason": reason, "detail": detail},
         )
     elif len(lost.item_ids) == 1:
         connection.execute(
             text("UPDATE shards SET state = 'done', finished_at = now() WHERE shard_id = :shard_id"), by_id
         )
-        _drop(connection, lost, [Dropped(lost.item_ids[0], "killed_worker", "its worker was lost three times")])
+        _drop(connection, lost, [Dropped(lost.item_ids[0], reason, detail)])
     else:
         half = len(lost.item_ids) // 2
         connection.execute(text("DELETE FROM shards WHERE shard_id = :shard_id"), by_id)
@@ -369,7 +378,7 @@ def reopen_index(connection: Connection, run_id: UUID) -> int:
     return connection.execute(
         text(
             """
-            UPDATE shards SET state = 'ready', rung_at = NULL, not_before = now(), losses = 0
+            UPDATE shards SET state = 'ready', rung_at = NULL, not_before = now(), losses = 0, setbacks = 0
             WHERE run_id = :run_id AND stage = 'index' AND state = 'done' AND NOT EXISTS (
                 SELECT FROM drops WHERE drops.run_id = :run_id AND drops.stage = 'index'
                   AND drops.item_id = ANY (shards.item_ids)
@@ -390,7 +399,7 @@ def index_drops(connection: Connection, run_id: UUID) -> int:
 
 
 def retry(connection: Connection, run_id: UUID) -> int:
-    """dead -> ready, or -> waiting behind a barrier, for a run's dead shards; their failures and losses start anew.
+    """dead -> ready, or -> waiting behind a barrier, for a run's dead shards; what counts against them starts anew.
 
     A done run is running again; a paused one stays paused, for its budget is no larger than before.
     """
@@ -400,7 +409,7 @@ def retry(connection: Connection, run_id: UUID) -> int:
     return connection.execute(
         text(
             "UPDATE shards SET state = CASE WHEN stage = ANY(:behind) THEN 'waiting' ELSE 'ready' END, "
-            "failures = 0, losses = 0, rung_at = NULL, not_before = now() "
+            "failures = 0, losses = 0, setbacks = 0, rung_at = NULL, not_before = now() "
             "WHERE run_id = :run_id AND state = 'dead' AND stage = ANY(:stages)"
         ),
         {

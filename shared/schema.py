@@ -41,7 +41,7 @@ metadata = MetaData(
 SHARD_STATES = (
     "waiting",  # behind a barrier      -> ready (dispatcher: open_barriers)
     "ready",  # may be claimed          -> claimed (worker: claim)
-    "claimed",  # a worker holds it     -> done (finish), ready (release, reap), dead (fail), split (reap)
+    "claimed",  # a worker holds it     -> done (finish), ready (release, reap), dead (fail), split (reap, release)
     "done",  # its outputs are stored   -> ready (only the index: reopen_index)
     "dead",  # failed too often         -> ready (retry)
 )
@@ -159,6 +159,7 @@ shards = Table(
     Column("claim_seq", Integer, nullable=False, server_default="0"),  # only ever grows: the fence
     Column("failures", Integer, nullable=False, server_default="0"),  # permanent errors
     Column("losses", Integer, nullable=False, server_default="0"),  # leases that ran out
+    Column("setbacks", Integer, nullable=False, server_default="0"),  # calls that failed where others did not
     Column("claimed_by", Text),  # host:pid:queue, kept when done
     Column("lease_expires_at", DateTime(timezone=True)),
     Column("not_before", DateTime(timezone=True), nullable=False, server_default=func.now()),

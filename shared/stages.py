@@ -33,6 +33,11 @@ class Route:
     after: frozenset[Stage] = frozenset()
     then: Stage | None = None
 
+    @property
+    def max_calls_s(self) -> float:
+        """What a shard's calls to other servers may take together; the rest is for the ledger."""
+        return self.max_shard_s - 60
+
 
 ROUTES: dict[Stage, Route] = {
     Stage.INDEX: Route("retriever", 600, "passages"),

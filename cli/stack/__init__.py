@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from typing import IO
 
 import psutil
 
-from cli.stack.processes import StackError, die_with_parent, stop_orphans
+from cli.stack.processes import StackError, stop_orphans
 from cli.stack.state import Addresses, StackState, hold_lock, read_state, remove_state, running_stack
 from cli.stack.supervisor import STOP_TIMEOUT_S, run_stack, say
 from shared.settings import Settings
@@ -104,14 +103,14 @@ def _joined(home: Path, workers: bool) -> Addresses | None:
 
 
 def _start_supervisor(home: Path, workers: bool) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "cli.stack", "--home", str(home)]
+    # it sees to its end with this process by itself: a preexec_fn would fork, and this process may have threads by now
+    command = [sys.executable, "-m", "cli.stack", "--home", str(home), "--parent", str(os.getpid())]
     return subprocess.Popen(
         command if workers else [*command, "--database-only"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         env={**os.environ, "PYTHONSAFEPATH": "1"},  # a folder `cli` where the user stands is not ours
         start_new_session=True,
-        preexec_fn=die_with_parent(signal.SIGTERM),
     )
 
 

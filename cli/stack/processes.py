@@ -124,6 +124,17 @@ def die_with_parent(death_signal: signal.Signals) -> Callable[[], None] | None:
     return arm
 
 
+def die_with(parent: int, death_signal: signal.Signals) -> None:
+    """Has the kernel send `death_signal` to this very process when its parent ends, or ends it if that is gone already.
+
+    For a child of a process with threads, where a `preexec_fn` is not safe.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
 def start(spec: ChildSpec, logs: Path) -> Child:
     """Starts a child at the head of a session of its own, so that a terminal's Ctrl-C reaches its parent alone.
 

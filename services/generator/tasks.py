@@ -20,7 +20,7 @@ from shared.meter import metered
 from shared.records import Dropped, Passage, TaskQuery
 from shared.runs import Run, find_run
 from shared.schema import queries
-from shared.stages import Stage, task_name
+from shared.stages import ROUTES, Stage, task_name
 from shared.worker import Output, perform
 
 Written = Sequence[list[TaskQuery] | Dropped]
@@ -72,17 +72,16 @@ def _by_llm(run: Run, passages: Sequence[Passage]) -> Written:
                 f"run {run.name} was started with another version of the generator's prompt than this worker has: "
                 "run this worker from the version of Fretwork that started the run"
             )
-        return on_loop(
-            prompted.write_all(
-                llm,
-                passages,
-                config,
-                prompt,
-                run_fingerprint=run.fingerprint,
-                queries_per_passage=run.config.queries_per_passage,
-                seed=run.config.seed,
-            )
+        writing = prompted.write_all(
+            llm,
+            passages,
+            config,
+            prompt,
+            run_fingerprint=run.fingerprint,
+            queries_per_passage=run.config.queries_per_passage,
+            seed=run.config.seed,
         )
+        return on_loop(writing, ROUTES[Stage.GENERATE].max_calls_s)
 
 
 def _offline(run: Run, passages: Sequence[Passage]) -> Written:

@@ -26,7 +26,7 @@ from shared.llm.open import open_run_llm
 from shared.meter import metered
 from shared.records import Dropped, FRetRecord, Passage
 from shared.runs import Run, find_policy, find_run
-from shared.stages import Stage, task_name
+from shared.stages import ROUTES, Stage, task_name
 from shared.store import StoredQuery
 from shared.worker import Output, perform
 
@@ -90,7 +90,8 @@ def _by_llm(
                 "run this worker from the version of Fretwork that started the run"
             )
         queries = [(item.query, passages) for item, passages in zip(unjudged, candidates, strict=True)]
-        return on_loop(prompted.judge_all(llm, queries, config, prompts))
+        judging = prompted.judge_all(llm, queries, config, prompts)
+        return on_loop(judging, ROUTES[Stage.RELABEL].max_calls_s)
 
 
 def _offline(

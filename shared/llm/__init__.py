@@ -10,11 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from shared.errors import FretworkError, TransientError
+from shared.errors import FretworkError, SetbackError, TransientError
 
 
 class EndpointError(TransientError):
     """The LLM endpoint did not give a usable answer; the shard goes back and is tried again."""
+
+
+class CallFailedError(EndpointError, SetbackError):
+    """One call failed time after time while the endpoint answered others: it may be about what was asked."""
 
 
 class EndpointDownError(EndpointError):

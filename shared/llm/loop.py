@@ -12,19 +12,28 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from shared.errors import SetbackError
+
 T = TypeVar("T")
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 _thread: threading.Thread | None = None
+_parents: list[asyncio.AbstractEventLoop | None] = []  # kept: thrown away, they would take the parent's sockets along
 
 
-def on_loop(coroutine: Coroutine[Any, Any, T]) -> T:
+class TooSlowError(SetbackError):
+    """The calls of a shard took longer than a shard may."""
+
+
+def on_loop(coroutine: Coroutine[Any, Any, T], limit_s: float | None = None) -> T:
     """Runs `coroutine` on the process's loop and waits for it; raises what it raises.
 
-    It is cancelled where the waiting thread is interrupted. Raises RuntimeError on the loop's own thread, which would
-    wait for itself.
+    It is cancelled where the waiting thread is interrupted, and after `limit_s` seconds, with a TooSlowError. Raises
+    RuntimeError on the loop's own thread, which would wait for itself.
     """
+    if limit_s is not None:
+        coroutine = _limited(coroutine, limit_s)
     loop = _running()
     if threading.current_thread() is _thread:
         coroutine.close()
@@ -34,6 +43,17 @@ def on_loop(coroutine: Coroutine[Any, Any, T]) -> T:
         return future.result()
     finally:
         future.cancel()  # nothing happens to one that is done
+
+
+async def _limited(coroutine: Coroutine[Any, Any, T], limit_s: float) -> T:
+    timer = asyncio.timeout(limit_s)
+    try:
+        async with timer:
+            return await coroutine
+    except TimeoutError as error:
+        if not timer.expired():
+            raise
+        raise TooSlowError(f"the calls of this shard took longer than {limit_s:g} s: lower shard_size") from error
 
 
 def _running() -> asyncio.AbstractEventLoop:
@@ -49,6 +69,7 @@ def _running() -> asyncio.AbstractEventLoop:
 def _forget() -> None:
     """In a forked child, which has the parent's memory and none of its threads."""
     global _lock, _loop, _thread
+    _parents.append(_loop)
     _lock, _loop, _thread = threading.Lock(), None, None
 
 

@@ -5,6 +5,7 @@ Torch comes in here and only where a local model is asked for, so that the servi
 
 from __future__ import annotations
 
+import atexit
 import os
 from dataclasses import replace
 from functools import cache
@@ -15,7 +16,7 @@ from typing import Any
 import orjson
 
 from shared.errors import SettingError
-from shared.llm import LLM, EndpointError, Spent, Usage
+from shared.llm import LLM, EndpointDownError, EndpointError, Spent, Usage
 from shared.llm.answers import read_context_tokens, read_models
 from shared.llm.loop import on_loop
 from shared.llm.probe import chosen_model
@@ -36,16 +37,17 @@ def nothing(_: Usage) -> None:
 def open_llm(settings: LLMSettings, spent: Spent = nothing) -> LLM:
     """The LLM that the settings name, for a thread that is not the event loop's; `spent` hears what each call cost.
 
-    Raises SettingError where none is named or the local one cannot be run, EndpointError where the server cannot be
-    asked what it serves.
+    Raises SettingError where none is named or the local one cannot be run, EndpointDownError where the server
+    cannot be asked what it serves.
     """
     if not settings.is_configured:
         raise SettingError(
             "no LLM is configured: set FRETWORK_LLM__BASE_URL to a server such as http://host:8000/v1, or "
             "FRETWORK_LLM__MODEL to a folder or hub name to run in this process"
         )
+    pid = os.getpid()
     with _making:
-        kept = _kept_server(settings) if settings.base_url is not None else _kept_local(settings.model or "")
+        kept = _kept_server(settings, pid) if settings.base_url is not None else _kept_local(settings.model or "", pid)
     llm: LLM = replace(kept, spent=spent)
     return llm
 
@@ -62,13 +64,15 @@ def open_run_llm(run_name: str, model: str, spent: Spent) -> LLM:
     return open_llm(named.model_copy(update={"model": model}) if named.is_configured else named, spent)
 
 
+# By process, and never let go: a forked child has none of the threads that these stand on, and if it threw away its
+# copy of a session, the parent's sockets would fall silent with it, since both share one epoll.
 @cache
-def _kept_server(settings: LLMSettings) -> ServerLLM:
-    return on_loop(_opened(_transport(settings), settings))
+def _kept_server(settings: LLMSettings, pid: int) -> ServerLLM:
+    return on_loop(_opened(_transport(settings, pid), settings))
 
 
 async def _opened(transport: Transport, settings: LLMSettings) -> ServerLLM:
-    """Whatever of the endpoint is not as it was when the run started may change back: it is an EndpointError."""
+    """Whatever of the endpoint is not as it was when the run started may change back, and is about no shard."""
     model = settings.model
     try:
         if model is None:
@@ -77,18 +81,25 @@ async def _opened(transport: Transport, settings: LLMSettings) -> ServerLLM:
         context_tokens = await transport.post(
             "/tokenize", body, kind="tokenize", decoder=read_context_tokens, root=True
         )
-    except (SettingError, AnswerError) as error:
-        raise EndpointError(str(error)) from error
+    except (SettingError, AnswerError, EndpointError) as error:
+        raise EndpointDownError(str(error)) from error
     return ServerLLM(transport, model, context_tokens, nothing)
 
 
 @cache
-def _transport(settings: LLMSettings) -> Transport:
-    return Transport(settings, SharedState() if process_settings().database_url is not None else None)
+def _transport(settings: LLMSettings, pid: int) -> Transport:
+    transport = Transport(settings, SharedState() if process_settings().database_url is not None else None)
+    atexit.register(_close, transport, pid)
+    return transport
+
+
+def _close(transport: Transport, pid: int) -> None:
+    if pid == os.getpid():
+        on_loop(transport.aclose())
 
 
 @cache
-def _kept_local(name_or_path: str) -> Any:
+def _kept_local(name_or_path: str, _pid: int) -> Any:
     try:
         local = import_module("shared.llm.local")
     except ImportError as error:
@@ -97,8 +108,3 @@ def _kept_local(name_or_path: str) -> Any:
             f"torch and transformers ({error}): pip install 'fretwork[local]', or set FRETWORK_LLM__BASE_URL"
         ) from error
     return local.LocalLLM.load(name_or_path, nothing)
-
-
-# a forked child has none of the threads that these stand on
-for _kept in (_kept_server, _transport, _kept_local):
-    os.register_at_fork(after_in_child=_kept.cache_clear)

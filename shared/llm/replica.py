@@ -61,7 +61,7 @@ class Replica:
         self.paused_until = 0.0
         self._busy_rounds = 0
         self._latency_s, self._latency_at = FIRST_LATENCY_S, 0.0
-        self._failed_at = float("-inf")
+        self._failed_at = self.answered_at = float("-inf")
         self._urls: dict[tuple[str, bool], URL] = {}
         self._root = base_url.removesuffix("/v1")
         self._watcher: asyncio.Task[None] | None = None
@@ -91,7 +91,7 @@ class Replica:
     def answered(self, kind: Hashable, latency_s: float, now: float) -> None:
         self._busy_rounds, self._failed_at = 0, float("-inf")
         self._latency_s += (latency_s - self._latency_s) * SMOOTHING
-        self._latency_at = now
+        self._latency_at = self.answered_at = now
         self.limit.answered(kind, latency_s, self.sent, now)
 
     def failed(self, now: float) -> None:

@@ -23,7 +23,7 @@ from typing import TypeVar
 import aiohttp
 from yarl import URL
 
-from shared.llm import EndpointError, PromptRefusedError
+from shared.llm import CallFailedError, EndpointError, PromptRefusedError
 from shared.llm.places import Place, Places
 from shared.llm.refusal import message, retry_after_s, without_secrets
 from shared.llm.replica import Answer, AnswerTooLongError, Replica
@@ -115,7 +115,8 @@ class Transport:
         `tokens_of` what its answer counts against the cap on tokens. `root=True` is for vLLM's own routes, which lie
         beside /v1 and cost the model nothing: they count against no cap and no limit.
 
-        Raises EndpointError, EndpointDownError, PromptRefusedError (`shared.llm`), and NoSuchRouteError with `root`.
+        Raises EndpointError; of its kinds CallFailedError where meanwhile other calls were answered, EndpointDownError
+        without trying, NoSuchRouteError with `root`. Raises PromptRefusedError.
         """
         if not root:
             call = _Call(path, body, (kind, len(body).bit_length() // 2), weight)
@@ -145,7 +146,8 @@ class Transport:
             self._session = None
 
     async def _persist(self, call: _Call, decoder: Callable[[bytes], T], tokens_of: Callable[[T], int] | None) -> T:
-        give_up_at = time.monotonic() + PATIENCE_S
+        started_at = time.monotonic()
+        give_up_at = started_at + PATIENCE_S
         failures = busy = 0
         avoid: Replica | None = None
         while True:
@@ -164,7 +166,9 @@ class Transport:
                 )
                 avoid, failures = replica, failures + (not for_all)
                 if failures > self._settings.max_retries or time.monotonic() > give_up_at:
-                    raise EndpointError(f"{replica.name}: {error} (tried {failures} times)") from None
+                    said = f"{replica.name}: {error} (tried {failures} times)"
+                    answers_others = any(each.answered_at > started_at for each in self._replicas)
+                    raise (CallFailedError(said) if answers_others else EndpointError(said)) from None
                 back_off_s = 0.0 if for_all else _jittered(failures)
             except _BusyError as error:
                 await self._answers(place)

@@ -19,10 +19,12 @@ from shared.errors import (
     LeaseLostError,
     NotDoneError,
     NotFoundError,
+    SetbackError,
     SettingError,
     TransientError,
 )
 from shared.ledger import Claim
+from shared.llm import EndpointDownError, EndpointError
 from shared.progress import conservation, stage_progress
 from shared.records import Dropped, LabelPolicy, RunConfig, query_id
 from shared.runs import Run, add_label_version, find_run, start_run
@@ -216,12 +218,7 @@ def test_three_losses_split_a_shard_down_to_the_item_that_kills(engine: Engine, 
         items = set(state_of(engine, shard_id)["item_ids"])  # type: ignore[call-overload]
     poison = max(items)
     for _ in range(100):
-        with engine.connect() as connection:
-            open_shards = connection.execute(
-                text("SELECT shard_id FROM shards WHERE state = 'ready' AND stage = 'generate' AND :p = ANY(item_ids)"),
-                {"p": poison},
-            ).scalars()
-            holders = list(open_shards)
+        holders = holding(engine, poison)
         if not holders:
             break
         claimed(engine, holders[0])
@@ -235,6 +232,49 @@ def test_three_losses_split_a_shard_down_to_the_item_that_kills(engine: Engine, 
         ).scalars()
         assert [tuple(row) for row in dropped] == [(poison, "killed_worker")]
         assert items - {poison} <= set(still_open), "the innocent items are still to be done, each once"
+
+
+def test_setbacks_split_a_shard_down_to_the_item_that_they_are_about(engine: Engine, run: Run) -> None:
+    with engine.connect() as connection:
+        items = set(state_of(engine, shard_of(connection, run, Stage.GENERATE))["item_ids"])  # type: ignore[call-overload]
+    poison = max(items)
+    setbacks = 0
+    while holders := holding(engine, poison):
+        held = claimed(engine, holders[0])
+        with engine.begin() as connection:
+            ledger.release(connection, held, SetbackError("the server answers 500 to this"), delay_s=0)
+            assert conservation(connection, run.run_id).holds
+        setbacks += 1
+        assert setbacks < 100
+    with engine.connect() as connection:
+        dropped = connection.execute(text("SELECT item_id, reason, detail FROM drops")).all()
+        assert [tuple(row) for row in dropped] == [(poison, "call_failed", "the server answers 500 to this")]
+        still_open = connection.execute(
+            text("SELECT unnest(item_ids) FROM shards WHERE stage = 'generate' AND state = 'ready'")
+        ).scalars()
+        assert items - {poison} <= set(still_open), "the innocent items are still to be done, each once"
+
+
+def test_an_endpoint_that_is_away_is_no_setback(engine: Engine, run: Run) -> None:
+    with engine.connect() as connection:
+        shard_id = shard_of(connection, run, Stage.GENERATE)
+    for error in [EndpointError("away"), EndpointDownError("away")] * 5:
+        held = claimed(engine, shard_id)
+        with engine.begin() as connection:
+            ledger.release(connection, held, error, delay_s=0)
+    seen = state_of(engine, shard_id)
+    assert (seen["state"], seen["failures"], seen["losses"], seen["setbacks"]) == ("ready", 0, 0, 0)
+
+
+def holding(engine: Engine, item_id: UUID) -> list[UUID]:
+    """The open generate shards that an item is in."""
+    with engine.connect() as connection:
+        return list(
+            connection.execute(
+                text("SELECT shard_id FROM shards WHERE state = 'ready' AND stage = 'generate' AND :p = ANY(item_ids)"),
+                {"p": item_id},
+            ).scalars()
+        )
 
 
 def test_a_lost_training_dies_after_three_losses(engine: Engine, run: Run) -> None:

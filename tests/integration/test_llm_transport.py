@@ -20,8 +20,18 @@ from aiohttp import web
 from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, text
 
-from shared.llm import EndpointDownError, EndpointError, PromptRefusedError, breaker, replica, transport
-from shared.llm.loop import on_loop
+from shared.errors import SetbackError
+from shared.llm import (
+    CallFailedError,
+    EndpointDownError,
+    EndpointError,
+    PromptRefusedError,
+    breaker,
+    replica,
+    transport,
+)
+from shared.llm.loop import TooSlowError, on_loop
+from shared.llm.open import open_llm
 from shared.llm.shared_state import SharedState
 from shared.llm.transport import AnswerError, NoSuchRouteError, StatusError, Transport
 from shared.settings import LLMSettings
@@ -173,6 +183,40 @@ def test_tries_come_to_an_end(stub: StubLLM, fault: Fault) -> None:
     with pytest.raises(EndpointError, match="tried 3 times"):
         run(settings(stub, max_retries=2), ask)
     assert len(stub.seen) == 3
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_call_that_fails_while_others_are_answered_is_told_from_a_server_that_is_away(stub: StubLLM) -> None:
+    async def both(sender: Transport) -> list[str | BaseException]:
+        return await asyncio.gather(ask(sender, 0, "poison"), ask_all(sender, 20), return_exceptions=True)  # type: ignore[return-value]
+
+    stub.fault = lambda path, body, number: Fault(status=500) if "poison" in str(body) else None
+    error, answers = run(settings(stub, max_retries=2), both)
+    assert isinstance(error, CallFailedError)
+    assert len(answers) == 20  # type: ignore[arg-type]
+    stub.fault = lambda path, body, number: Fault(status=500)
+    with pytest.raises(EndpointError) as caught:
+        run(settings(stub, max_retries=2), ask)
+    assert not isinstance(caught.value, SetbackError)
+
+
+def test_calls_that_take_too_long_together_are_given_up() -> None:
+    with pytest.raises(TooSlowError, match=r"longer than 0\.05 s: lower shard_size"):
+        on_loop(asyncio.sleep(10), limit_s=0.05)
+    with pytest.raises(TimeoutError, match="its own"):
+        on_loop(_raise(TimeoutError("its own")), limit_s=10)
+
+
+async def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_starting_a_program_leaves_the_calls_of_this_process_alone(stub: StubLLM) -> None:
+    # a preexec_fn makes subprocess fork, and the child forget what it cannot use
+    wish = settings(stub, timeout_s=5, max_retries=0)
+    before = on_loop(open_llm(wish).count_tokens("how many"))
+    subprocess.run([sys.executable, "-c", ""], preexec_fn=lambda: None, check=True)
+    assert on_loop(open_llm(wish).count_tokens("how many")) == before
 
 
 def test_an_answer_that_never_ends_is_bounded_by_the_timeout() -> None:
@@ -629,7 +673,8 @@ def test_threads_share_one_loop() -> None:
 def test_a_forked_child_has_a_loop_of_its_own() -> None:
     script = """
 import asyncio, os
-from shared.llm.loop import on_loop
+from shared.llm.loop import TooSlowError, on_loop
+from shared.llm.open import open_llm
 on_loop(asyncio.sleep(0))
 child = os.fork()
 if not child:
@@ -644,7 +689,8 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_an_interrupted_wait_cancels_the_coroutine() -> None:
     script = """
 import asyncio, signal
-from shared.llm.loop import on_loop
+from shared.llm.loop import TooSlowError, on_loop
+from shared.llm.open import open_llm
 async def long():
     try:
         await asyncio.sleep(60)

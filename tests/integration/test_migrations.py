@@ -82,7 +82,7 @@ POPULATED = """
     VALUES (md5('training')::uuid, md5('done')::uuid, 1, '{}', '/models/a', '{"steps": 3}');
     INSERT INTO evaluations (evaluation_id, config) VALUES (md5('evaluation')::uuid, '{"split": "test"}')
 """
-NEW_COLUMNS = {"runs": ("max_tokens", "deadline_at", "paused_reason")}
+NEW_COLUMNS = {"shards": ("setbacks",), "runs": ("max_tokens", "deadline_at", "paused_reason")}
 
 
 def rows_of(connection: Connection) -> dict[str, list[Any]]:

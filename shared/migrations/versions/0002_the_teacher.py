@@ -38,9 +38,11 @@ def upgrade() -> None:
     op.add_column("runs", sa.Column("paused_reason", sa.Text(), nullable=True))
     op.drop_constraint(op.f("runs_state_check"), "runs", type_="check")
     op.create_check_constraint(op.f("runs_state_check"), "runs", "state in ('running', 'paused', 'done')")
+    op.add_column("shards", sa.Column("setbacks", sa.Integer(), server_default="0", nullable=False))
 
 
 def downgrade() -> None:
+    op.drop_column("shards", "setbacks")
     op.execute("UPDATE runs SET state = 'running' WHERE state = 'paused'")
     op.drop_constraint(op.f("runs_state_check"), "runs", type_="check")
     op.create_check_constraint(op.f("runs_state_check"), "runs", "state in ('running', 'done')")
