@@ -18,7 +18,7 @@ from cli.watch import stages_table, watch_run
 from shared import ledger
 from shared.errors import RunPausedError, SettingError
 from shared.models import as_given
-from shared.progress import describe, list_runs, stage_progress
+from shared.progress import conservation, describe, list_runs, stage_progress
 from shared.records import RunConfig
 from shared.runs import find_run, resume_run, start_run
 from shared.settings import settings as environment
@@ -120,7 +120,12 @@ def start(
             if dead:
                 say(f"{dead:,} items are dead: fretwork run status {run.name} names the errors")
                 raise typer.Exit(3)
-            say(f"next: fretwork train {run.name} --output DIR (or fretwork export {run.name} --help)")
+            with engine.connect() as connection:
+                records = conservation(connection, run.run_id).records
+            if records:
+                say(f"next: fretwork train {run.name} --output DIR (or fretwork export {run.name} --help)")
+            else:
+                say(f"no record came of it: fretwork run status {run.name} says why")
         else:
             _say_if_nobody_works(settings)
 
