@@ -46,5 +46,5 @@ def demo(
     typer.echo(f"The trained model: {outcome.model_dir}\nThe report, with records to read: {folder / 'report.html'}")
     say(
         "The queries were written and judged by statistical methods, not by an LLM: that is the baseline an LLM has to "
-        "beat. An LLM teacher behind a vLLM endpoint is the next thing to come; README, `Where to go next`, says how."
+        "beat. The same job with one: set FRETWORK_LLM__BASE_URL and use `fretwork run start`; docs/llm.md."
     )
