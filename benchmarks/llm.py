@@ -1,6 +1,6 @@
 """How fast the LLM teacher is: `make bench-llm`. Figures to benchmarks/results/llm.json, a table to standard output.
 
-generate_vs_bare_client     items/s of generation ÷ requests/s of a bare client that sends the same requests
+generate_vs_bare_client     queries/s of generation ÷ requests/s of a bare client that sends the same requests
 relabel_vs_bare_client      scored prompts/s of relabelling (20 candidates a query, QL and RC) ÷ the bare client's
 records_vs_distilabel       steady rate of generation ÷ distilabel's TextGeneration, over the same 2,000 prompts
 records_vs_curator          the same ÷ Bespoke Curator's
@@ -95,7 +95,7 @@ def generate_vs_bare_client(bench: Bench) -> dict[str, Any]:
             stub_cpu = cpu_s(llm.pid)
             timing = generation(stack, "docs", config, lambda: cpu_s(worker))
             return {
-                "rate": timing.rate,
+                "rate": timing.items * config.queries_per_passage / timing.wall_s,
                 "cpu": timing.cpu_s / timing.wall_s,
                 "stub_cpu": (cpu_s(llm.pid) - stub_cpu) / timing.wall_s,
             }

@@ -39,10 +39,6 @@ class Timing:
     wall_s: float
     cpu_s: float
 
-    @property
-    def rate(self) -> float:
-        return self.items / self.wall_s
-
 
 def llm_config(**llm: object) -> LLMConfig:
     return LLMConfig.model_validate(llm)

@@ -15,6 +15,8 @@ from typing import Any
 
 import psutil
 
+from shared.llm.probe import WORDS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -43,7 +45,9 @@ class Stub:
         return told
 
     def bodies(self) -> list[dict[str, Any]]:
-        return [body for path, body in self.told()["seen"] if path == "/v1/completions"]
+        """The completions that were asked for, but for those of a probe before a run."""
+        completions = [body for path, body in self.told()["seen"] if path == "/v1/completions"]
+        return [body for body in completions if body["prompt"] != [WORDS]]
 
 
 @contextmanager

@@ -16,9 +16,8 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from shared.errors import SettingError
-from shared.stages import Stage
+from shared.stages import RUN_STAGES
 
-LLM_STAGES = (Stage.GENERATE, Stage.RELABEL)  # a new label version calls no LLM: only the first one counts
 MOST_TOKENS = 10**18  # what the ledger's columns hold
 MOST_HOURS = 100_000
 
@@ -85,8 +84,8 @@ def set_limits(
 def pause_runs(connection: Connection) -> list[tuple[UUID, str]]:
     """running -> paused for the runs whose tokens or time are used up while they still have calls to make.
 
-    Returns their ids, with the reason and the command that resumes each. A run whose LLM stages are through goes on
-    to its end.
+    Returns their ids, with the reason and the command that resumes each. Relabelling comes last, so a run with any open
+    shard has calls to make; a new label version makes none, and is let be.
     """
     over = connection.execute(
         text(
@@ -101,7 +100,7 @@ def pause_runs(connection: Connection) -> list[tuple[UUID, str]]:
             ORDER BY run_id FOR UPDATE OF runs
             """  # noqa: S608 - our own constant
         ),
-        {"stages": list(LLM_STAGES)},
+        {"stages": list(RUN_STAGES)},
     ).mappings()
     paused = [(row["run_id"], _reason(row["name"], _budget_of(row))) for row in over]
     for run_id, reason in paused:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from shared.llm import EndpointDownError
 from shared.llm.replica import Replica
@@ -18,28 +19,34 @@ from shared.llm.replica import Replica
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A call's right to be sent to `replica`, to be given back. `probing` calls find out whether it answers again."""
+    """A call's right to be sent to `replica`, to be given back."""
 
     replica: Replica
     prompts: int
-    probing: bool = False
 
 
 class Places:
     def __init__(self, replicas: Sequence[Replica]) -> None:
         self._replicas = replicas
         self._waiting: deque[tuple[asyncio.Future[Place], int]] = deque()
+        self._probes: dict[Replica, asyncio.Task[None]] = {}
 
-    async def take(self, prompts: int, avoid: Replica | None) -> Place:
+    async def take(
+        self, prompts: int, avoid: Replica | None, probe: Callable[[Replica], Coroutine[Any, Any, None]]
+    ) -> Place:
         """Waits for a place for a call of so many prompts, at another server than `avoid` if there is one.
 
-        `prompts` 0 is a call that is no work for the model: it takes no place and waits for none. Raises
+        `prompts` 0 is a call that is no work for the model: it takes no place and waits for none. `probe` finds out
+        whether a server answers again. It runs in a task of its own, since the caller may be cancelled, by another call
+        of its shard that found no server; where no other server answers, its end is waited for. Raises
         EndpointDownError where no server answers.
         """
         for replica in self._replicas:
             await replica.breaker.refresh()
-            if replica.breaker.is_open and await replica.breaker.claim_probe():
-                return self._taken(replica, prompts, probing=True)
+            if replica.breaker.is_open and not replica.breaker.remaining_s and replica not in self._probes:
+                self._probes[replica] = asyncio.create_task(self._run(probe, replica))
+        if self._none_answers and self._probes:
+            await asyncio.wait(self._probes.values(), return_when=asyncio.FIRST_COMPLETED)
         if not prompts:
             if best := self._cheapest([each for each in self._replicas if not each.breaker.is_open], avoid):
                 return Place(best, 0)
@@ -56,6 +63,22 @@ class Places:
                 self.give_back(turn.result())
             raise
 
+    async def stop(self) -> None:
+        for task in [*self._probes.values()]:
+            task.cancel()
+            await asyncio.wait({task})
+
+    @property
+    def _none_answers(self) -> bool:
+        return all(replica.breaker.is_open for replica in self._replicas)
+
+    async def _run(self, probe: Callable[[Replica], Coroutine[Any, Any, None]], replica: Replica) -> None:
+        try:
+            await probe(replica)
+        finally:
+            del self._probes[replica]
+            self.hand_out()
+
     def give_back(self, place: Place) -> None:
         place.replica.calls -= place.prompts > 0
         place.replica.prompts -= place.prompts
@@ -67,7 +90,7 @@ class Places:
             turn, prompts = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(self._taken(best, prompts))
-        if self._waiting and all(replica.breaker.is_open for replica in self._replicas):
+        if self._waiting and self._none_answers and not self._probes:
             for turn, _ in self._waiting:
                 if not turn.done():
                     turn.set_exception(self._down())
@@ -83,10 +106,10 @@ class Places:
         now = time.monotonic()
         return min(replicas, key=lambda each: (each is avoid, each.cost(now)))
 
-    def _taken(self, replica: Replica, prompts: int, *, probing: bool = False) -> Place:
+    def _taken(self, replica: Replica, prompts: int) -> Place:
         replica.calls += prompts > 0
         replica.prompts += prompts
-        return Place(replica, prompts, probing)
+        return Place(replica, prompts)
 
     def _down(self) -> EndpointDownError:
         return EndpointDownError(

@@ -18,13 +18,14 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import aiohttp
 from yarl import URL
 
 from shared.llm import CallFailedError, EndpointError, PromptRefusedError
-from shared.llm.places import Place, Places
+from shared.llm.places import Places
 from shared.llm.refusal import message, retry_after_s, without_secrets
 from shared.llm.replica import Answer, AnswerTooLongError, Replica
 from shared.llm.shared_state import SharedState
@@ -97,6 +98,7 @@ class Transport:
         # tokenising is no work for the model: it takes no place, but must not open sockets without end
         self._beside = asyncio.Semaphore(settings.max_parallel_requests)
         self._session: aiohttp.ClientSession | None = None
+        self._model_call: tuple[_Call, Callable[[bytes], Any]] | None = None  # the last one, to probe with
 
     async def post(
         self,
@@ -139,6 +141,7 @@ class Transport:
         return {replica.base_url: answer for replica, answer in zip(self._replicas, answers, strict=True)}
 
     async def aclose(self) -> None:
+        await self._places.stop()
         for replica in self._replicas:
             await replica.stop()
         if self._session is not None:
@@ -148,22 +151,19 @@ class Transport:
     async def _persist(self, call: _Call, decoder: Callable[[bytes], T], tokens_of: Callable[[T], int] | None) -> T:
         started_at = time.monotonic()
         give_up_at = started_at + PATIENCE_S
+        if call.lane is not None:
+            self._model_call = (call, decoder)
         failures = busy = 0
         avoid: Replica | None = None
         while True:
-            place = await self._places.take(call.prompts, avoid)
+            place = await self._places.take(call.prompts, avoid, partial(self._probe, call, decoder))
             replica, sent_at = place.replica, time.monotonic()
             try:
                 value = await self._try(replica, call, decoder, tokens_of)
             except (_FailedError, _RefusesAllError) as error:
                 for_all = isinstance(error, _RefusesAllError)
-                await replica.breaker.failed(
-                    str(error),
-                    sent_at,
-                    probing=place.probing,
-                    at_once=for_all,
-                    streak_s=replica.answer_expected_s,
-                )
+                streak_s = replica.answer_expected_s
+                await replica.breaker.failed(str(error), sent_at, probing=False, at_once=for_all, streak_s=streak_s)
                 avoid, failures = replica, failures + (not for_all)
                 if failures > self._settings.max_retries or time.monotonic() > give_up_at:
                     said = f"{replica.name}: {error} (tried {failures} times)"
@@ -171,7 +171,7 @@ class Transport:
                     raise (CallFailedError(said) if answers_others else EndpointError(said)) from None
                 back_off_s = 0.0 if for_all else _jittered(failures)
             except _BusyError as error:
-                await self._answers(place)
+                replica.breaker.succeeded()
                 busy += 1
                 back_off_s = _jittered(busy)
                 if time.monotonic() + back_off_s > give_up_at:
@@ -180,20 +180,33 @@ class Transport:
                         "FRETWORK_LLM__MAX_REQUESTS_PER_MINUTE or FRETWORK_LLM__MAX_PARALLEL_REQUESTS"
                     ) from None
             except (PromptRefusedError, NoSuchRouteError):
-                await self._answers(place)
+                replica.breaker.succeeded()
                 raise
             else:
-                await self._answers(place)
+                replica.breaker.succeeded()
                 return value
             finally:
                 self._places.give_back(place)
             if back_off_s:
                 await asyncio.sleep(back_off_s)
 
-    async def _answers(self, place: Place) -> None:
-        place.replica.breaker.succeeded()
-        if place.probing:
-            await place.replica.breaker.probe_succeeded()
+    async def _probe(self, call: _Call, decoder: Callable[[bytes], Any], replica: Replica) -> None:
+        """Asks a server that was away once more, if no other process does, and tells all of them what became of it.
+
+        By a call to the model wherever there was one: a server whose model is dead, or that wants a key, may still
+        tokenise. What is answered is thrown away.
+        """
+        if not await replica.breaker.claim_probe():
+            return
+        sent_at = time.monotonic()
+        try:
+            await self._try(replica, *(self._model_call or (call, decoder)), None)
+        except (_FailedError, _RefusesAllError) as error:
+            await replica.breaker.failed(str(error), sent_at, probing=True, at_once=False, streak_s=0.0)
+        except (_BusyError, PromptRefusedError, NoSuchRouteError):
+            await replica.breaker.probe_succeeded()
+        else:
+            await replica.breaker.probe_succeeded()
 
     async def _try(
         self, replica: Replica, call: _Call, decoder: Callable[[bytes], T], tokens_of: Callable[[T], int] | None

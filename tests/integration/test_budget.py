@@ -207,17 +207,15 @@ def test_an_expired_lease_of_a_paused_run_is_reaped_and_waits(engine: Engine, ru
     assert holds(engine, run)
 
 
-def test_a_run_whose_llm_stages_are_through_goes_on(engine: Engine, run: Run) -> None:
+def test_a_run_is_paused_between_its_llm_stages_and_left_alone_after_them(engine: Engine, run: Run) -> None:
     spend(run, 11)
     with engine.begin() as connection:
-        connection.execute(text("UPDATE shards SET state = 'done' WHERE stage = 'generate'"))
-    assert pause(engine) == [], "the index is open still, and costs no tokens"
-    with engine.begin() as connection:
+        connection.execute(text("UPDATE shards SET state = 'done'"))
         ledger.add_shards(connection, run.run_id, Stage.RELABEL, [[run.run_id]], parent=run.run_id, label_version=2)
     assert pause(engine) == [], "a new label version calls no LLM"
     with engine.begin() as connection:
-        ledger.add_shards(connection, run.run_id, Stage.RELABEL, [[run.run_id]], parent=run.run_id)
-    assert [run_id for run_id, _ in pause(engine)] == [run.run_id]
+        ledger.add_shards(connection, run.run_id, Stage.RETRIEVE, [[run.run_id]], parent=run.run_id)
+    assert [run_id for run_id, _ in pause(engine)] == [run.run_id], "what is retrieved now is to be judged then"
 
 
 def test_a_paused_run_without_an_open_shard_is_done(engine: Engine, run: Run) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
 from cli.corpus.store import import_corpus
 from cli.stack import postgres
@@ -292,7 +293,7 @@ BAD = {
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
 def test_a_bad_endpoint_is_refused_when_the_run_starts(bad: Bad, database_url: str, tmp_path: Path) -> None:
-    engine = create_engine(database_url)
+    engine = create_engine(database_url, poolclass=NullPool)
     import_corpus(engine, "topics", write_corpus(tmp_path / "topics.jsonl", 2))
     with ExitStack() as opened:
         stub = opened.enter_context(StubLLM(**bad.serves)) if bad.serves is not None else None
@@ -313,4 +314,3 @@ def test_a_bad_endpoint_is_refused_when_the_run_starts(bad: Bad, database_url: s
         assert words in sentence
     with engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM runs")).scalar_one() == 0
-    engine.dispose()
