@@ -3,7 +3,8 @@
 generate_vs_bare_client     queries/s of generation ÷ requests/s of a bare client that sends the same requests
 relabel_vs_bare_client      scored prompts/s of relabelling (20 candidates a query, QL and RC) ÷ the bare client's
 records_vs_distilabel       steady rate of generation ÷ distilabel's TextGeneration, over the same 2,000 prompts
-records_vs_curator          the same ÷ Bespoke Curator's
+records_vs_curator          the same ÷ Bespoke Curator's; both as they come, but for caps per minute
+records_vs_…_tuned          the same, with batches and calls in flight set for this endpoint
 relabelers_1_to_4           steady rate with four relabelers ÷ with one, on a stub that is bound by its latency
 vllm_saturation             tokens/s of generation ÷ the bare client's, same prompts, at FRETWORK_TEST_VLLM_URL
 
@@ -160,13 +161,15 @@ def records_vs_peers(bench: Bench) -> list[dict[str, Any]]:
         prompts = [body["prompt"] for body in llm.bodies()]
         figures = []
         for name, target in (("distilabel", 6.0), ("curator", 2.0)):
+            for tuned in (False, True):
 
-            def theirs(_: int, name: str = name) -> dict[str, float]:
-                llm.told()
-                peer(name, llm.base_url, prompts, bench.folder)
-                return {"rate": steady(llm.told()["answered_at"])}
+                def theirs(_: int, name: str = name, tuned: bool = tuned) -> dict[str, float]:
+                    llm.told()
+                    peer(name, llm.base_url, prompts, bench.folder, tuned=tuned)
+                    return {"rate": steady(llm.told()["answered_at"])}
 
-            figures.append(_figure(f"records_vs_{name}", "ratio", target, bench.pairs(ours, theirs)))
+                figure = f"records_vs_{name}" + ("_tuned" if tuned else "")
+                figures.append(_figure(figure, "ratio", target, bench.pairs(ours, theirs)))
         return figures
 
 

@@ -90,7 +90,7 @@ def bare(base_url: str, bodies: Path, concurrency: int) -> dict[str, float]:
     return told
 
 
-def peer(name: str, base_url: str, prompts: Sequence[str], folder: Path) -> None:
+def peer(name: str, base_url: str, prompts: Sequence[str], folder: Path, *, tuned: bool) -> None:
     """Runs another program over the prompts, in an environment of its own under .bench, made at first use."""
     environment = ROOT / ".bench" / name
     pinned = ROOT / "benchmarks" / "peers" / f"{name}.txt"
@@ -102,7 +102,9 @@ def peer(name: str, base_url: str, prompts: Sequence[str], folder: Path) -> None
     path.write_text(json.dumps(prompts))
     script = ROOT / "benchmarks" / "peers" / f"{name}_generate.py"
     done = subprocess.run(
-        [str(environment / "bin" / "python"), str(script), base_url, str(path)], capture_output=True, text=True
+        [str(environment / "bin" / "python"), str(script), base_url, str(path), *(["tuned"] if tuned else [])],
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")

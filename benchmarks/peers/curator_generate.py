@@ -1,7 +1,7 @@
 """Bespoke Curator's LLM over the prompts of a JSON file, against an OpenAI-compatible server.
 
-Runs in an environment of its own: python curator_generate.py BASE_URL PROMPTS.json
-Its own limits are set out of the way, and as many requests are allowed at a time as the server takes.
+Runs in an environment of its own: python curator_generate.py BASE_URL PROMPTS.json [tuned]
+Its limits per minute are set out of the way. Tuned, it may have as many requests in flight as the server takes.
 """
 
 import importlib.util
@@ -34,7 +34,7 @@ class Writer(curator.LLM):
 
 
 def main() -> None:
-    base_url, prompts_file = sys.argv[1:]
+    base_url, prompts_file, *tuned = sys.argv[1:]
     with open(prompts_file) as file:
         data = [{"prompt": prompt} for prompt in json.load(file)]
     writer = Writer(
@@ -45,7 +45,7 @@ def main() -> None:
             "base_url": base_url,
             "max_requests_per_minute": 1_000_000,
             "max_tokens_per_minute": 1_000_000_000,
-            "max_concurrent_requests": 64,
+            **({"max_concurrent_requests": 64} if tuned else {}),
             "max_retries": 1,
         },
     )
