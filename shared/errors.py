@@ -24,6 +24,10 @@ class SetbackError(TransientError):
     """The shard itself may be why this failed; after three of these it is halved, down to the item that it is about."""
 
 
+class TooSlowError(TransientError):
+    """The shard's calls took longer than a shard may; it is halved, which loses nothing."""
+
+
 class BarrierClosedError(TransientError):
     """What this stage waits for is no longer complete; the shard waits behind its barrier again."""
 

@@ -25,6 +25,7 @@ from shared.errors import (
     LeaseLostError,
     SetbackError,
     SettingError,
+    TooSlowError,
 )
 from shared.records import Dropped
 from shared.schema import drops, shards
@@ -186,8 +187,9 @@ def _drop(connection: Connection, held: Claim, dropped: Sequence[Dropped]) -> No
 def release(connection: Connection, held: Claim, error: Exception, delay_s: float) -> None:
     """claimed -> ready after a transient error: no failure is counted, the shard waits `delay_s`.
 
-    claimed -> waiting where the error says that the stage's barrier is closed again. A shard with three setbacks is
-    halved; a lone item with three ends with the reason `call_failed`, or its run would go round for ever.
+    claimed -> waiting where the error says that the stage's barrier is closed again. A shard that was too slow is
+    halved. So is one with three setbacks, and a lone item with three ends with the reason `call_failed`, or its run
+    would go round for ever.
     """
     _leave_claimed(
         connection,
@@ -203,7 +205,8 @@ def release(connection: Connection, held: Claim, error: Exception, delay_s: floa
     setbacks = connection.execute(
         text("SELECT setbacks FROM shards WHERE shard_id = :shard_id"), {"shard_id": held.shard_id}
     ).scalar_one()
-    if isinstance(error, SetbackError) and setbacks >= MAX_SETBACKS:
+    too_slow = isinstance(error, TooSlowError) and len(held.item_ids) > 1
+    if too_slow or (isinstance(error, SetbackError) and setbacks >= MAX_SETBACKS):
         _divide(connection, held, "call_failed", _storable(str(error)))
 
 

@@ -135,6 +135,9 @@ class LLMConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field("", description="the model's name; taken from the endpoint when the run starts")
+    context_tokens: int | None = Field(
+        None, description="the model's context; taken from the endpoint, as the model is"
+    )
     temperature: float = Field(0.7, ge=0, le=2, description="of generation; scoring draws nothing")
     top_p: float = Field(0.95, gt=0, le=1, description="of generation")
     max_completion_tokens: int = Field(160, ge=8, description="the most that one task-query pair may take")

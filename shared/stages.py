@@ -35,8 +35,8 @@ class Route:
 
     @property
     def max_calls_s(self) -> float:
-        """What a shard's calls to other servers may take together; the rest is for the ledger."""
-        return self.max_shard_s - 60
+        """What a shard's calls to an LLM may take together; the rest is for finding the LLM, and for the ledger."""
+        return self.max_shard_s - 180
 
 
 ROUTES: dict[Stage, Route] = {

@@ -13,8 +13,8 @@ from services.relabeler import prompt as relabeler
 from shared.errors import SettingError
 from shared.llm import LLM
 from shared.llm.loop import on_loop
-from shared.llm.open import open_llm
-from shared.llm.probe import probe
+from shared.llm.open import nothing, open_llm, open_run_llm
+from shared.llm.probe import Endpoint, probe
 from shared.llm.together import together
 from shared.models import as_given
 from shared.records import LLMConfig, RunConfig
@@ -39,26 +39,25 @@ def settle(config: RunConfig) -> RunConfig:
         config = RunConfig(**{**config.model_dump(exclude_unset=True), "teacher": "llm"})
     if config.teacher != "llm":
         return config
-    model = _check_endpoint(named)
+    found = _check_endpoint(named)
     prompts_sha256 = {"generate": generator.prompt_of(config.llm).sha256, **relabeler.prompts_of(config.llm).sha256}
-    for name, chosen, found in (
-        ("model", config.llm.model, model),
-        ("prompts_sha256", config.llm.prompts_sha256, prompts_sha256),
-    ):
-        if chosen and chosen != found:
+    told = {"model": found.model, "context_tokens": found.context_tokens, "prompts_sha256": prompts_sha256}
+    frozen = config.llm.model_copy(update=told)
+    for name, is_so in told.items():
+        chosen = getattr(config.llm, name)
+        if chosen and chosen != is_so:
             raise SettingError(
-                f"--set llm.{name}: it is found out when the run starts, and it is {found!r}: leave it out"
+                f"--set llm.{name}: it is found out when the run starts, and it is {is_so!r}: leave it out"
             )
-    llm = open_llm(named)
-    if llm.model != model:
-        raise SettingError(f"FRETWORK_LLM__BASE_URL serves {model!r} and then {llm.model!r}: set FRETWORK_LLM__MODEL")
-    on_loop(_check_context(llm, config.llm))
-    frozen = config.llm.model_copy(update={"model": model, "prompts_sha256": prompts_sha256})
+    on_loop(_check_context(open_run_llm("to be", frozen, nothing), config.llm))
     return config.model_copy(update={"llm": frozen})
 
 
-def _check_endpoint(named: LLMSettings) -> str:
-    return on_loop(probe(named)).model if named.base_url is not None else open_llm(named).model
+def _check_endpoint(named: LLMSettings) -> Endpoint:
+    if named.base_url is not None:
+        return on_loop(probe(named))
+    llm = open_llm(named)
+    return Endpoint(llm.model, llm.context_tokens)
 
 
 async def _check_context(llm: LLM, config: LLMConfig) -> None:

@@ -62,7 +62,7 @@ def _python(
         "FRETWORK_BROKER_URL": addresses.broker_url or "",
         "PYTHONSAFEPATH": "1",
     }
-    if "FRETWORK_LLM__MODEL" in os.environ:
+    if "FRETWORK_LLM__MODEL" in os.environ and "FRETWORK_LLM__BASE_URL" not in os.environ:
         forced["FRETWORK_LLM__MODEL"] = as_given(os.environ["FRETWORK_LLM__MODEL"])  # it may be a folder
     if os.environ.get("FRETWORK_LOG_LEVEL", "").upper() != "DEBUG":
         forced["FRETWORK_LOG_LEVEL"] = "INFO"  # that a worker is ready is read from its log

@@ -66,7 +66,7 @@ def _by_llm(run: Run, passages: Sequence[Passage]) -> Written:
     config = run.config.llm
     prompt = prompt_of(config)
     with metered(run.run_id, Stage.GENERATE, config.model) as meter:
-        llm = open_run_llm(run.name, config.model, meter.spent)
+        llm = open_run_llm(run.name, config, meter.spent)
         if prompt.sha256 != config.prompts_sha256.get("generate"):
             raise SettingError(
                 f"run {run.name} was started with another version of the generator's prompt than this worker has: "

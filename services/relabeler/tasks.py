@@ -83,7 +83,7 @@ def _by_llm(
     config = run.config.llm
     prompts = prompts_of(config)
     with metered(run.run_id, Stage.RELABEL, config.model) as meter:
-        llm = open_run_llm(run.name, config.model, meter.spent)
+        llm = open_run_llm(run.name, config, meter.spent)
         if not prompts.sha256.items() <= config.prompts_sha256.items():
             raise SettingError(
                 f"run {run.name} was started with another version of the relabeler's prompts than this worker has: "

@@ -33,6 +33,10 @@ class UnusableScoresError(FretworkError):
     """The endpoint answers this one prompt with a log-probability that is missing or not a number, time after time."""
 
 
+class AnswerError(ValueError):
+    """The body is no valid answer to the request; raised by decoders, and treated like a server's error."""
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What calls cost, in tokens as the back end counts them; `requests` counts prompts, also those of a list."""

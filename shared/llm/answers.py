@@ -14,8 +14,7 @@ from typing import TypeVar
 
 import msgspec
 
-from shared.llm import Completion, Usage
-from shared.llm.transport import AnswerError
+from shared.llm import AnswerError, Completion, Usage
 
 S = TypeVar("S")
 

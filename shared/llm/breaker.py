@@ -89,8 +89,12 @@ class Breaker:
             self._reading = asyncio.create_task(self._read())
         await asyncio.wait({self._reading}, timeout=READ_PATIENCE_S)
 
+    async def stop(self) -> None:
+        if self._reading is not None:
+            await asyncio.wait({self._reading})
+
     async def claim_probe(self) -> bool:
-        """Whether the caller is the one that may try the server now; `probe_succeeded` or `failed` has to follow."""
+        """Whether the caller is the one that may try the server now; `probe_succeeded` or `open` has to follow."""
         if self._open_until is None or self._claiming or time.monotonic() < self._open_until:
             return False
         if self._shared is None:
@@ -113,8 +117,8 @@ class Breaker:
             self._close()
         await self._write(_CLOSE)
 
-    async def failed(self, error: str, sent_at: float, *, probing: bool, at_once: bool, streak_s: float) -> None:
-        """A call failed. `at_once`: the server answers every call like this, so there is no need for five of them.
+    def failed(self, sent_at: float, streak_s: float) -> bool:
+        """A call failed; whether enough have in a row to think that the server is away.
 
         Calls in flight together that fail together count as one. And errors come faster than answers: five in a row
         tell nothing until calls from before the first of them could have been answered, within `streak_s`.
@@ -124,10 +128,11 @@ class Breaker:
             self._failing_since = now
         if not self._failures or sent_at >= self._counted_at:
             self._failures, self._counted_at = self._failures + 1, now
+        return self._failures >= FAILURES and now - self._failing_since >= streak_s
+
+    async def open(self, error: str, *, probing: bool = False) -> None:
+        """closed -> open, or open for longer, after a probe that failed."""
         if self.is_open and not probing:
-            return
-        in_a_row = self._failures >= FAILURES and now - self._failing_since >= streak_s
-        if not (probing or at_once or in_a_row):
             return
         self._openings += 1
         open_s = min(MOST_S, FIRST_S * 2 ** (min(self._openings, 30) - 1))

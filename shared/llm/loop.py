@@ -12,7 +12,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from shared.errors import SetbackError
+from shared.errors import TooSlowError
 
 T = TypeVar("T")
 
@@ -20,10 +20,6 @@ _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 _thread: threading.Thread | None = None
 _parents: list[asyncio.AbstractEventLoop | None] = []  # kept: thrown away, they would take the parent's sockets along
-
-
-class TooSlowError(SetbackError):
-    """The calls of a shard took longer than a shard may."""
 
 
 def on_loop(coroutine: Coroutine[Any, Any, T], limit_s: float | None = None) -> T:
@@ -53,7 +49,7 @@ async def _limited(coroutine: Coroutine[Any, Any, T], limit_s: float) -> T:
     except TimeoutError as error:
         if not timer.expired():
             raise
-        raise TooSlowError(f"the calls of this shard took longer than {limit_s:g} s: lower shard_size") from error
+        raise TooSlowError(f"the calls of this shard took longer than {limit_s:g} s") from error
 
 
 def _running() -> asyncio.AbstractEventLoop:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections import defaultdict
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -15,19 +16,23 @@ from typing import Any
 
 import orjson
 
-from shared.errors import SettingError
-from shared.llm import LLM, EndpointDownError, EndpointError, Spent, Usage
+from shared.errors import SettingError, TooSlowError
+from shared.llm import LLM, AnswerError, EndpointDownError, EndpointError, Spent, Usage
 from shared.llm.answers import read_context_tokens, read_models
 from shared.llm.loop import on_loop
 from shared.llm.probe import chosen_model
 from shared.llm.server import ServerLLM
 from shared.llm.shared_state import SharedState
-from shared.llm.transport import AnswerError, Transport
+from shared.llm.transport import Transport
 from shared.models import as_given
+from shared.records import LLMConfig
 from shared.settings import LLMSettings
 from shared.settings import settings as process_settings
 
+OPEN_WITHIN_S = 30.0  # others of this process wait meanwhile, with their shards claimed
+
 _making = Lock()
+_open: defaultdict[int, list[Transport]] = defaultdict(list)  # by process
 
 
 def nothing(_: Usage) -> None:
@@ -52,23 +57,36 @@ def open_llm(settings: LLMSettings, spent: Spent = nothing) -> LLM:
     return llm
 
 
-def open_run_llm(run_name: str, model: str, spent: Spent) -> LLM:
-    """`open_llm` for a run that was started with `model`. Raises SettingError where the settings name another."""
-    named = process_settings().llm
-    if named.model is not None and as_given(named.model) != model:
+def open_run_llm(run_name: str, config: LLMConfig, spent: Spent) -> LLM:
+    """`open_llm` for a run, with the model and the context that it was started with.
+
+    Raises SettingError where the settings name another model, EndpointDownError where the context is now a shorter one.
+    """
+    named, model = process_settings().llm, config.model
+    if named.model is not None and (named.model if named.base_url is not None else as_given(named.model)) != model:
         raise SettingError(
             f"run {run_name} was started with the model {model!r}, and this worker's is {named.model!r}: "
             "set FRETWORK_LLM__BASE_URL and FRETWORK_LLM__MODEL as they were when the run started"
         )
     # by its name, so that a server that is down at this moment need not be asked what it serves
-    return open_llm(named.model_copy(update={"model": model}) if named.is_configured else named, spent)
+    llm = open_llm(named.model_copy(update={"model": model}) if named.is_configured else named, spent)
+    context_tokens = config.context_tokens or llm.context_tokens
+    if llm.context_tokens < context_tokens:
+        raise EndpointDownError(
+            f"run {run_name} was started with a context of {context_tokens:,} tokens, and {model} is served with "
+            f"{llm.context_tokens:,} now: serve it as before"
+        )
+    return replace(llm, context_tokens=context_tokens)  # type: ignore[type-var] # both back ends are dataclasses
 
 
 # By process, and never let go: a forked child has none of the threads that these stand on, and if it threw away its
 # copy of a session, the parent's sockets would fall silent with it, since both share one epoll.
 @cache
 def _kept_server(settings: LLMSettings, pid: int) -> ServerLLM:
-    return on_loop(_opened(_transport(settings, pid), settings))
+    try:
+        return on_loop(_opened(_transport(settings, pid), settings), OPEN_WITHIN_S)
+    except TooSlowError:
+        raise EndpointDownError(f"the LLM endpoint did not say what it serves within {OPEN_WITHIN_S:g} s") from None
 
 
 async def _opened(transport: Transport, settings: LLMSettings) -> ServerLLM:
@@ -89,13 +107,20 @@ async def _opened(transport: Transport, settings: LLMSettings) -> ServerLLM:
 @cache
 def _transport(settings: LLMSettings, pid: int) -> Transport:
     transport = Transport(settings, SharedState() if process_settings().database_url is not None else None)
-    atexit.register(_close, transport, pid)
+    _open[pid].append(transport)
     return transport
 
 
-def _close(transport: Transport, pid: int) -> None:
-    if pid == os.getpid():
-        on_loop(transport.aclose())
+def close() -> None:
+    """Closes this process's connections to LLM servers, where there are any; they are opened anew when needed."""
+    with _making:
+        for transport in _open.pop(os.getpid(), []):
+            on_loop(transport.aclose())
+        _kept_server.cache_clear()
+        _transport.cache_clear()
+
+
+atexit.register(close)
 
 
 @cache

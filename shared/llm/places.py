@@ -26,25 +26,22 @@ class Place:
 
 
 class Places:
-    def __init__(self, replicas: Sequence[Replica]) -> None:
-        self._replicas = replicas
+    def __init__(self, replicas: Sequence[Replica], probe: Callable[[Replica], Coroutine[Any, Any, None]]) -> None:
+        """`probe` finds out whether a server answers again, and says so to its breaker."""
+        self._replicas, self._probe = replicas, probe
         self._waiting: deque[tuple[asyncio.Future[Place], int]] = deque()
         self._probes: dict[Replica, asyncio.Task[None]] = {}
+        self._wake: asyncio.TimerHandle | None = None
 
-    async def take(
-        self, prompts: int, avoid: Replica | None, probe: Callable[[Replica], Coroutine[Any, Any, None]]
-    ) -> Place:
+    async def take(self, prompts: int, avoid: Replica | None) -> Place:
         """Waits for a place for a call of so many prompts, at another server than `avoid` if there is one.
 
-        `prompts` 0 is a call that is no work for the model: it takes no place and waits for none. `probe` finds out
-        whether a server answers again. It runs in a task of its own, since the caller may be cancelled, by another call
-        of its shard that found no server; where no other server answers, its end is waited for. Raises
-        EndpointDownError where no server answers.
+        `prompts` 0 is a call that is no work for the model: it takes no place and waits for none. Where no server
+        answers, and it is time to ask one again, the answer is waited for. Raises EndpointDownError where none answers.
         """
         for replica in self._replicas:
             await replica.breaker.refresh()
-            if replica.breaker.is_open and not replica.breaker.remaining_s and replica not in self._probes:
-                self._probes[replica] = asyncio.create_task(self._run(probe, replica))
+        self._start_probes()
         if self._none_answers and self._probes:
             await asyncio.wait(self._probes.values(), return_when=asyncio.FIRST_COMPLETED)
         if not prompts:
@@ -64,6 +61,8 @@ class Places:
             raise
 
     async def stop(self) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
         for task in [*self._probes.values()]:
             task.cancel()
             await asyncio.wait({task})
@@ -72,12 +71,29 @@ class Places:
     def _none_answers(self) -> bool:
         return all(replica.breaker.is_open for replica in self._replicas)
 
-    async def _run(self, probe: Callable[[Replica], Coroutine[Any, Any, None]], replica: Replica) -> None:
+    def _start_probes(self) -> None:
+        """In tasks of their own: whoever waits for one may be cancelled, by another call of its shard."""
+        for replica in self._replicas:
+            if replica.breaker.is_open and not replica.breaker.remaining_s and replica not in self._probes:
+                self._probes[replica] = asyncio.create_task(self._run_probe(replica))
+
+    async def _run_probe(self, replica: Replica) -> None:
         try:
-            await probe(replica)
+            await self._probe(replica)
         finally:
             del self._probes[replica]
             self.hand_out()
+
+    def _wake_for_the_next_probe(self) -> None:
+        """Calls that wait for a place at one server may have it at another, once that answers again."""
+        if self._wake is not None:
+            self._wake.cancel()
+        due = [each.breaker.remaining_s for each in self._replicas if each.breaker.is_open and each not in self._probes]
+        self._wake = asyncio.get_running_loop().call_later(min(due) + 0.001, self._on_wake) if due else None
+
+    def _on_wake(self) -> None:
+        self._start_probes()
+        self.hand_out()
 
     def give_back(self, place: Place) -> None:
         place.replica.calls -= place.prompts > 0
@@ -95,6 +111,8 @@ class Places:
                 if not turn.done():
                     turn.set_exception(self._down())
             self._waiting.clear()
+        if self._waiting:
+            self._wake_for_the_next_probe()
 
     def _free(self, avoid: Replica | None = None) -> Replica | None:
         now = time.monotonic()

@@ -15,8 +15,8 @@ import aiohttp
 import orjson
 
 from shared.errors import SettingError
+from shared.llm import AnswerError
 from shared.llm.answers import ServedModel, read_context_tokens, read_models, read_scores, read_text, read_tokens
-from shared.llm.transport import AnswerError
 from shared.settings import LLMSettings
 
 URL, MODEL, KEY = "FRETWORK_LLM__BASE_URL", "FRETWORK_LLM__MODEL", "FRETWORK_LLM__API_KEY"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from contextlib import suppress
 
 from sqlalchemy import text
 
@@ -45,7 +46,7 @@ class Quota:
         self._tokens_per_byte = FIRST_TOKENS_PER_BYTE
         self._correction = 0.0  # tokens
         self._waiting: deque[float] = deque()  # tokens that each is going to take
-        self._granted = 0
+        self._granted, self._ready_at = 0, 0.0
         self._turn = asyncio.Lock()
         self._own_tat = [float("-inf"), float("-inf")]  # requests, tokens: without a database
 
@@ -60,12 +61,22 @@ class Quota:
         """
         estimate = body_bytes * self._tokens_per_byte
         self._waiting.append(estimate)
-        async with self._turn:
+        try:
+            await self._turn.acquire()
+        except asyncio.CancelledError:
+            with suppress(ValueError):  # or it is in a block already, whose next caller has its place
+                self._waiting.remove(estimate)
+            raise
+        try:
             if not self._granted:
                 count, tokens = self._block()
-                await asyncio.sleep(await self._reserve(count, tokens))
-                self._granted = count
+                wait_s = await self._reserve(count, tokens)
+                self._granted, self._ready_at = count, time.monotonic() + wait_s
+            # whoever is cancelled here leaves the block to the next, which waits for the same moment
+            await asyncio.sleep(self._ready_at - time.monotonic())
             self._granted -= 1
+        finally:
+            self._turn.release()
         return estimate
 
     def charge(self, tokens: int, estimate: float, body_bytes: int) -> None:

@@ -15,14 +15,19 @@ from dataclasses import dataclass
 from math import exp
 
 import aiohttp
+import orjson
 from yarl import URL
 
+from shared.llm import AnswerError
+from shared.llm.answers import read_completion
 from shared.llm.breaker import Breaker
 from shared.llm.pressure import Limit
 from shared.llm.quota import Quota
 from shared.llm.shared_state import SharedState
 from shared.settings import LLMSettings
 
+BUSY = frozenset({429, 503})
+SMALLEST_CALL_S = 60.0
 MOST_ANSWER_BYTES = 64 * 2**20
 ASK_QUEUE_EVERY_S = 2.0
 ASK_AGAIN_AFTER_S = 60.0
@@ -64,6 +69,9 @@ class Replica:
         self._failed_at = self.answered_at = float("-inf")
         self._urls: dict[tuple[str, bool], URL] = {}
         self._root = base_url.removesuffix("/v1")
+        self._smallest_call = orjson.dumps(
+            {"prompt": "a", "max_tokens": 1, "temperature": 0} | ({"model": settings.model} if settings.model else {})
+        )
         self._watcher: asyncio.Task[None] | None = None
         self._ask_again_at = 0.0
 
@@ -114,6 +122,20 @@ class Replica:
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         return await _whole(session.get(self.url(path, root=root), timeout=timeout, allow_redirects=False))
 
+    async def trouble(self, session: aiohttp.ClientSession) -> str | None:
+        """What is wrong with the server; None where it answers the smallest call, or is only busy."""
+        try:
+            async with asyncio.timeout(SMALLEST_CALL_S):
+                answer = await self.send(session, "/completions", self._smallest_call, root=False)
+                if answer.status == 200:
+                    read_completion(answer.body)
+                    self.answered_at = time.monotonic()
+        except TimeoutError:
+            return f"no whole answer within {SMALLEST_CALL_S:g} s"
+        except (aiohttp.ClientError, OSError, AnswerError, AnswerTooLongError) as error:
+            return str(error) or type(error).__name__
+        return None if answer.status == 200 or answer.status in BUSY else f"status {answer.status}"
+
     def watch_queue(self, session: aiohttp.ClientSession) -> None:
         """Asks a vLLM server every two seconds how many requests wait in it, for as long as calls are in flight."""
         if self._watcher is None and time.monotonic() >= self._ask_again_at:
@@ -123,6 +145,7 @@ class Replica:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.wait({self._watcher})
+        await self.breaker.stop()
 
     async def _watch_queue(self, session: aiohttp.ClientSession) -> None:
         try:

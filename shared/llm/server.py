@@ -17,7 +17,7 @@ from math import fsum, isfinite
 
 import orjson
 
-from shared.llm import Completion, Cut, EndpointError, LogLikelihood, Sampling, Spent, UnusableScoresError
+from shared.llm import AnswerError, Completion, Cut, EndpointError, LogLikelihood, Sampling, Spent, UnusableScoresError
 from shared.llm.answers import (
     Completed,
     NextTokens,
@@ -31,7 +31,7 @@ from shared.llm.answers import (
     read_tokens,
 )
 from shared.llm.boundary import require_a_token_before, require_texts, shared_length, tail_length
-from shared.llm.transport import AnswerError, Transport
+from shared.llm.transport import Transport
 
 MAX_LABEL_TAILS = 4096
 FEW = 4

@@ -18,16 +18,15 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import aiohttp
 from yarl import URL
 
-from shared.llm import CallFailedError, EndpointError, PromptRefusedError
+from shared.llm import AnswerError, CallFailedError, EndpointError, PromptRefusedError
 from shared.llm.places import Places
 from shared.llm.refusal import message, retry_after_s, without_secrets
-from shared.llm.replica import Answer, AnswerTooLongError, Replica
+from shared.llm.replica import BUSY, Answer, AnswerTooLongError, Replica
 from shared.llm.shared_state import SharedState
 from shared.settings import LLMSettings
 
@@ -41,12 +40,7 @@ CONNECT_S = 10.0
 KEEP_ALIVE_S = 4.0  # below the 5 s after which vLLM's server hangs up: a call must not meet a connection that closes
 GET_S = 30.0
 
-BUSY = frozenset({429, 503})
 PROMPT_REFUSED = frozenset({400, 413, 422})
-
-
-class AnswerError(ValueError):
-    """The body is no valid answer to the request; raised by decoders, and treated like a server's error."""
 
 
 class StatusError(EndpointError):
@@ -94,11 +88,11 @@ class Transport:
         self._key = settings.api_key.get_secret_value() if settings.api_key else None
         passwords = (URL(base_url).password for base_url in settings.base_urls)
         self._secrets = [secret for secret in (self._key, *passwords) if secret]
-        self._places = Places(self._replicas)
+        self._places = Places(self._replicas, self._probe)
+        self._examinations: dict[Replica, asyncio.Task[None]] = {}
         # tokenising is no work for the model: it takes no place, but must not open sockets without end
         self._beside = asyncio.Semaphore(settings.max_parallel_requests)
         self._session: aiohttp.ClientSession | None = None
-        self._model_call: tuple[_Call, Callable[[bytes], Any]] | None = None  # the last one, to probe with
 
     async def post(
         self,
@@ -142,6 +136,9 @@ class Transport:
 
     async def aclose(self) -> None:
         await self._places.stop()
+        for task in [*self._examinations.values()]:
+            task.cancel()
+            await asyncio.wait({task})
         for replica in self._replicas:
             await replica.stop()
         if self._session is not None:
@@ -151,23 +148,25 @@ class Transport:
     async def _persist(self, call: _Call, decoder: Callable[[bytes], T], tokens_of: Callable[[T], int] | None) -> T:
         started_at = time.monotonic()
         give_up_at = started_at + PATIENCE_S
-        if call.lane is not None:
-            self._model_call = (call, decoder)
         failures = busy = 0
         avoid: Replica | None = None
         while True:
-            place = await self._places.take(call.prompts, avoid, partial(self._probe, call, decoder))
+            place = await self._places.take(call.prompts, avoid)
             replica, sent_at = place.replica, time.monotonic()
             try:
                 value = await self._try(replica, call, decoder, tokens_of)
             except (_FailedError, _RefusesAllError) as error:
                 for_all = isinstance(error, _RefusesAllError)
-                streak_s = replica.answer_expected_s
-                await replica.breaker.failed(str(error), sent_at, probing=False, at_once=for_all, streak_s=streak_s)
                 avoid, failures = replica, failures + (not for_all)
-                if failures > self._settings.max_retries or time.monotonic() > give_up_at:
+                giving_up = failures > self._settings.max_retries or time.monotonic() > give_up_at
+                in_a_row = replica.breaker.failed(sent_at, replica.answer_expected_s)
+                if for_all:
+                    await replica.breaker.open(str(error))
+                elif in_a_row or (giving_up and not self._has_answered_since(started_at)):
+                    await self._examine(replica, str(error))
+                if giving_up:
                     said = f"{replica.name}: {error} (tried {failures} times)"
-                    answers_others = any(each.answered_at > started_at for each in self._replicas)
+                    answers_others = self._has_answered_since(started_at)
                     raise (CallFailedError(said) if answers_others else EndpointError(said)) from None
                 back_off_s = 0.0 if for_all else _jittered(failures)
             except _BusyError as error:
@@ -190,23 +189,34 @@ class Transport:
             if back_off_s:
                 await asyncio.sleep(back_off_s)
 
-    async def _probe(self, call: _Call, decoder: Callable[[bytes], Any], replica: Replica) -> None:
-        """Asks a server that was away once more, if no other process does, and tells all of them what became of it.
+    def _has_answered_since(self, time_s: float) -> bool:
+        return any(replica.answered_at > time_s for replica in self._replicas)
 
-        By a call to the model wherever there was one: a server whose model is dead, or that wants a key, may still
-        tokenise. What is answered is thrown away.
-        """
+    async def _examine(self, replica: Replica, error: str) -> None:
+        """Opens the breaker, unless the server answers the smallest call: then it may be about what it was asked."""
+        if replica not in self._examinations:
+            self._examinations[replica] = asyncio.create_task(self._open_if_in_trouble(replica, error))
+        # whoever waits may be cancelled, by another call of its shard
+        await asyncio.wait({self._examinations[replica]})
+
+    async def _open_if_in_trouble(self, replica: Replica, error: str) -> None:
+        try:
+            if await replica.trouble(self._open_session()) is None:
+                replica.breaker.succeeded()
+            else:
+                await replica.breaker.open(error)
+        finally:
+            del self._examinations[replica]
+
+    async def _probe(self, replica: Replica) -> None:
+        """Asks a server that was away once more, if no other process does, and tells all of them what became of it."""
         if not await replica.breaker.claim_probe():
             return
-        sent_at = time.monotonic()
-        try:
-            await self._try(replica, *(self._model_call or (call, decoder)), None)
-        except (_FailedError, _RefusesAllError) as error:
-            await replica.breaker.failed(str(error), sent_at, probing=True, at_once=False, streak_s=0.0)
-        except (_BusyError, PromptRefusedError, NoSuchRouteError):
+        trouble = await replica.trouble(self._open_session())
+        if trouble is None:
             await replica.breaker.probe_succeeded()
         else:
-            await replica.breaker.probe_succeeded()
+            await replica.breaker.open(without_secrets(trouble, self._secrets), probing=True)
 
     async def _try(
         self, replica: Replica, call: _Call, decoder: Callable[[bytes], T], tokens_of: Callable[[T], int] | None
@@ -246,6 +256,7 @@ class Transport:
             self._rest(replica, answer, sent_at)
             return _BusyError(f"status {status}")
         if status >= 500 or status == 408:
+            replica.failed(time.monotonic())
             return _FailedError(f"status {status}")
         words = message(answer.body, body, self._secrets)
         if status in PROMPT_REFUSED:

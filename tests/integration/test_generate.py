@@ -16,6 +16,7 @@ from services.generator.prompted import PROMPT_REFUSED
 from shared import lease, meter
 from shared.database import engine as process_engine
 from shared.llm import Completion
+from shared.llm.open import close as close_llm
 from shared.progress import conservation
 from shared.records import LLMConfig, RunConfig, query_id
 from shared.runs import Run, start_run
@@ -54,6 +55,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> Iterator[StubLLM]:
         monkeypatch.setenv("FRETWORK_LLM__MODEL", "stub")
         settings.cache_clear()
         yield stub
+        close_llm()
 
 
 def started(engine: Engine, tmp_path: Path, **config: Any) -> Run:
@@ -133,7 +135,7 @@ def test_an_endpoint_that_is_away_costs_no_failure(engine: Engine, stub: StubLLM
     by_llm(engine, tmp_path)
     shard = generate(engine)
     assert (shard.state, shard.failures) == ("ready", 0)
-    assert shard.error_type in ("EndpointError", "EndpointDownError")
+    assert shard.error_type in ("CallFailedError", "EndpointError", "EndpointDownError")
     with engine.connect() as connection:
         assert connection.execute(select(queries)).all() == []
 

@@ -20,6 +20,7 @@ from services.relabeler.prompt import prompts_of
 from services.relabeler.prompted import UNUSABLE_SCORES
 from shared import lease, ledger, meter
 from shared.database import engine as process_engine
+from shared.llm.open import close as close_llm
 from shared.progress import conservation
 from shared.records import LabelPolicy, LLMConfig, RunConfig, query_id
 from shared.runs import Run, add_label_version, start_run
@@ -98,6 +99,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> Iterator[StubLLM]:
         monkeypatch.setenv("FRETWORK_LLM__MODEL", "stub")
         settings.cache_clear()
         yield stub
+        close_llm()
     meter.stop()
 
 
@@ -241,7 +243,7 @@ def test_an_endpoint_that_is_away_costs_no_failure(
         shard = connection.execute(select(shards).where(shards.c.stage == "relabel")).one()
         assert records(connection, 1) == []
     assert (shard.state, shard.failures) == ("ready", 0)
-    assert shard.error_type in ("EndpointError", "EndpointDownError")
+    assert shard.error_type in ("CallFailedError", "EndpointError", "EndpointDownError")
 
 
 def test_a_query_with_unusable_scores_ends_with_a_reason_and_the_others_go_on(

@@ -170,7 +170,8 @@ def test_the_example_environment_names_every_variable_with_its_default() -> None
     assert documented == {
         **defaults,
         **dict.fromkeys(("HF_TOKEN", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"), ""),
-        **dict.fromkeys(("FRETWORK_LLM__MODEL", "FRETWORK_LLM__API_KEY"), ""),
+        **dict.fromkeys((f"FRETWORK_LLM__{name}" for name in ("MODEL", "API_KEY")), ""),
+        **dict.fromkeys((f"FRETWORK_LLM__MAX_{name}_PER_MINUTE" for name in ("REQUESTS", "TOKENS")), ""),
         "COMPOSE_FILE": f"{COMPOSE.name}:{CPU.name}",
     }
 
@@ -179,7 +180,7 @@ def test_the_example_environment_names_every_variable_with_its_default() -> None
 def test_who_asks_an_llm_is_told_where_it_is(service: str) -> None:
     asks = any((ROOT / "services" / service).glob("prompted.py"))
     told = {name for name in CONFIGURED[service]["environment"] if name.startswith("FRETWORK_LLM__")}
-    assert told == ({f"FRETWORK_LLM__{name}" for name in ("BASE_URL", "MODEL", "API_KEY")} if asks else set())
+    assert told == ({f"FRETWORK_LLM__{name.upper()}" for name in LLMSettings.model_fields} if asks else set())
     (install,) = (arguments for _, arguments in dockerfile(service) if "pip install" in arguments)
     assert ("[llm]" in install) == asks
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.llm import Usage
+from shared.llm import AnswerError, Usage
 from shared.llm.answers import (
     UNNAMED,
     ScoredPrompt,
@@ -21,7 +21,6 @@ from shared.llm.answers import (
     read_text,
     read_tokens,
 )
-from shared.llm.transport import AnswerError
 from tests.recorded import recording
 
 USAGE = {"prompt_tokens": 7, "total_tokens": 9, "completion_tokens": 2}
