@@ -184,6 +184,24 @@ def test_what_lasts_ends_each_item_with_its_reason(
     world.is_calm(disturbed[name])
 
 
+def test_a_slow_replica_gets_little_work(world: World) -> None:
+    slow = world.stubs[1]
+    slow.fault = lambda path, body, number: Fault(delay_s=1.0) if path == "/v1/completions" else None
+    counted = [len(stub.seen) for stub in world.stubs]
+    try:
+        run = world.stack.start(CALM, CONFIG)
+        world.stack.finish(run)
+    finally:
+        slow.fault = world.weather.fault
+    new = [
+        sum(seen.path == "/v1/completions" for seen in stub.seen[before:])
+        for stub, before in zip(world.stubs, counted, strict=True)
+    ]
+    assert digest(world.stack.engine, run) == world.undisturbed[CALM]
+    assert new[1] < sum(new) / 4, new
+    world.is_calm(run)
+
+
 def test_an_endpoint_that_is_away_costs_no_attempts_and_work_goes_on_by_itself(world: World) -> None:
     """One does not listen, one has another key, one has lost its model: down for everyone."""
     gone, locked, emptied = world.stubs
@@ -214,24 +232,6 @@ def _open_breakers(connection: Any) -> int:
     count: int = connection.execute(text("SELECT count(*) FROM endpoints WHERE open_until IS NOT NULL")).scalar_one()
     connection.rollback()
     return count
-
-
-def test_a_slow_replica_gets_little_work(world: World) -> None:
-    slow = world.stubs[1]
-    slow.fault = lambda path, body, number: Fault(delay_s=1.0) if path == "/v1/completions" else None
-    counted = [len(stub.seen) for stub in world.stubs]
-    try:
-        run = world.stack.start(CALM, CONFIG)
-        world.stack.finish(run)
-    finally:
-        slow.fault = world.weather.fault
-    new = [
-        sum(seen.path == "/v1/completions" for seen in stub.seen[before:])
-        for stub, before in zip(world.stubs, counted, strict=True)
-    ]
-    assert digest(world.stack.engine, run) == world.undisturbed[CALM]
-    assert new[1] < sum(new) / 4, new
-    world.is_calm(run)
 
 
 def test_a_spent_budget_pauses_the_run_and_more_of_it_resumes_it(world: World) -> None:
