@@ -198,7 +198,7 @@ def test_a_slow_replica_gets_less_than_its_share(world: World) -> None:
         for stub, before in zip(world.stubs, counted, strict=True)
     ]
     assert digest(world.stack.engine, run) == world.undisturbed[CALM]
-    # most calls of so small a run are made before any latency is known; how they are shared then is the transport's test
+    # most calls of so small a run are made before any latency is known; the transport's tests look at what follows
     assert new[1] < sum(new) / 3, new
     world.is_calm(run)
 
