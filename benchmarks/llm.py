@@ -215,7 +215,7 @@ def vllm_saturation(bench: Bench) -> dict[str, Any] | None:
     with bench.stack(BASE_URL=base_url) as stack:
         worker = stack.pid("generator")
         config = bench.llm(**small, max_completion_tokens=64).model_copy(
-            update={"num_seed_passages": min(bench.passages, 400)}
+            update={"num_seed_passages": min(bench.passages, 1600)}
         )
 
         def ours(_: int) -> dict[str, float]:
