@@ -140,7 +140,7 @@ def _timed(
             ).scalars()
             return set(states) == {"done"}
 
-    until(through, TIMEOUT_S)
+    until(through, TIMEOUT_S, every_s=0.25)
     spent = cpu_s() - spent
     with stack.engine.begin() as connection:
         row = connection.execute(

@@ -64,13 +64,13 @@ def fresh_database(admin_url: str, template: str = "template1") -> Iterator[str]
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
-def until(holds: Callable[[], bool], timeout_s: float) -> None:
+def until(holds: Callable[[], bool], timeout_s: float, every_s: float = 0.02) -> None:
     """Waits for something that other processes bring about. Raises TimeoutError."""
     deadline = time.monotonic() + timeout_s
     while not holds():
         if time.monotonic() > deadline:
             raise TimeoutError(f"not so after {timeout_s:.0f} s")
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 @contextmanager

@@ -115,10 +115,18 @@ async def _preview_one(
     config = run.config.llm
     written: list[prompted.Written] = []
     started = time.monotonic()
+    cut = await prompted.cut_passage(writer, passage, config, prompt)
     for ordinal in range(run.config.queries_per_passage):
         written.append(
             await prompted.write_query(
-                writer, passage, config, prompt, run_fingerprint=run.fingerprint, ordinal=ordinal, seed=run.config.seed
+                writer,
+                passage,
+                cut,
+                config,
+                prompt,
+                run_fingerprint=run.fingerprint,
+                ordinal=ordinal,
+                seed=run.config.seed,
             )
         )
     generation_s = time.monotonic() - started

@@ -98,26 +98,38 @@ async def write_queries(
 
     Raises EndpointError where the back end does not answer, SettingError where its context has no room for a passage.
     """
+    cut = await cut_passage(llm, passage, config, prompt)
     written = await together(
-        write_query(llm, passage, config, prompt, run_fingerprint=run_fingerprint, ordinal=ordinal, seed=seed)
+        write_query(llm, passage, cut, config, prompt, run_fingerprint=run_fingerprint, ordinal=ordinal, seed=seed)
         for ordinal in range(queries_per_passage)
     )
     return outcome(llm.model, passage, config, prompt, run_fingerprint, written)
 
 
-async def write_query(
-    llm: LLM, passage: Passage, config: LLMConfig, prompt: Prompt, *, run_fingerprint: UUID, ordinal: int, seed: int
-) -> Written:
-    """Asks for one query until a completion is well-formed, at most `config.max_attempts` times.
+async def cut_passage(llm: LLM, passage: Passage, config: LLMConfig, prompt: Prompt) -> Cut:
+    """The passage's block, as far as it fits beside the prompt. Raises what `write_queries` raises."""
+    return await llm.cut(passage_block(passage.title, passage.text), await passage_limit(llm, config, prompt))
 
-    At temperature 0 every attempt would give the same text, so there is one.
+
+async def write_query(
+    llm: LLM,
+    passage: Passage,
+    cut: Cut,
+    config: LLMConfig,
+    prompt: Prompt,
+    *,
+    run_fingerprint: UUID,
+    ordinal: int,
+    seed: int,
+) -> Written:
+    """Asks for one query of the passage until a completion is well-formed, at most `config.max_attempts` times.
+
+    `cut` is `cut_passage`'s. At temperature 0 every attempt would give the same text, so there is one.
     """
     key = f"{seed}:{query_id(run_fingerprint, passage.passage_id, ordinal)}"
     task_description = (
         prompt.task_descriptions[_draw(key) % len(prompt.task_descriptions)] if prompt.task_descriptions else None
     )
-    limit = await passage_limit(llm, config, prompt)
-    cut = await llm.cut(passage_block(passage.title, passage.text), limit)
     text = prompt.render(cut.text, task_description)
     attempts: list[Attempt] = []
     for attempt in range(config.max_attempts if config.temperature else 1):

@@ -89,7 +89,7 @@ class LogLikelihood:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A text's longest prefix within a limit of tokens. `tokens` is an upper bound where the text was not cut."""
+    """The part of a text that its first tokens hold, or all of it. `tokens` is an upper bound."""
 
     text: str
     was_cut: bool
@@ -129,7 +129,9 @@ class LLM(Protocol):
         """How many tokens `text` is as a prompt, special tokens and all."""
 
     async def cut(self, text: str, max_tokens: int) -> Cut:
-        """The longest prefix of `text` that is at most `max_tokens` tokens, special tokens not counted.
+        """What the first `max_tokens` tokens of `text` hold, special tokens not counted; never a part of a character.
 
-        Cuts between characters, never inside one.
+        Tokenised again it is at most that many tokens: merges (BPE), best paths (unigram) and longest matches
+        (WordPiece) that end at a token's end do not depend on what follows it. A pre-tokenizer that looks ahead may
+        break the rule by a token or two, so leave room where one more would matter.
         """

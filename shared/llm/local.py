@@ -139,12 +139,8 @@ class LocalModel:
         encoded = self._bare.encode(text)
         if len(encoded.ids) <= max_tokens:
             return Cut(text, was_cut=False, tokens=len(encoded.ids))
-        for kept in range(max_tokens, 0, -1):
-            prefix = text[: min(start for start, _ in encoded.offsets[kept:])]
-            count = len(self._bare.encode(prefix).ids)
-            if count <= max_tokens:
-                return Cut(prefix, was_cut=True, tokens=count)
-        return Cut("", was_cut=True, tokens=0)
+        prefix = text[: min(start for start, _ in encoded.offsets[max_tokens:])]
+        return Cut(prefix, was_cut=True, tokens=max_tokens)
 
     def _question(self, prompt: str, continuation: str) -> _Question:
         joint = prompt + continuation

@@ -134,7 +134,7 @@ class ServerLLM:
         return len(await self._tokenize(text))
 
     async def cut(self, text: str, max_tokens: int) -> Cut:
-        """No request where the text's UTF-8 bytes are fewer than `max_tokens`.
+        """No request where the text's UTF-8 bytes are fewer than `max_tokens`, else two.
 
         A token holds at least one byte, and a tokenizer may put one blank in front of a text. (One whose normalizer
         makes text longer, as NFKC does of a few ligatures, is the exception that this shortcut leaves out.)
@@ -145,12 +145,7 @@ class ServerLLM:
         ids = await self._tokenize(text, special=False)
         if len(ids) <= max_tokens:
             return Cut(text, was_cut=False, tokens=len(ids))
-        for kept in range(max_tokens, 0, -1):
-            prefix = await self._prefix(text, ids, kept)
-            count = len(await self._tokenize(prefix, special=False)) if prefix else 0
-            if count <= max_tokens:
-                return Cut(prefix, was_cut=True, tokens=count)
-        return Cut("", was_cut=True, tokens=0)
+        return Cut(await self._prefix(text, ids, max_tokens), was_cut=True, tokens=max_tokens)
 
     async def _prefix(self, text: str, ids: Sequence[int], kept: int) -> str:
         """The characters of `text` that the first `kept` tokens hold wholly.

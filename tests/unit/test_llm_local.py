@@ -57,7 +57,7 @@ def test_a_cut_is_the_longest_that_fits(llm: LocalLLM, text: str, max_tokens: in
     cut = asyncio.run(llm.cut(text, max_tokens))
     assert text.startswith(cut.text)
     assert cut.was_cut == (cut.text != text)
-    assert asyncio.run(llm.count_tokens(cut.text)) == cut.tokens <= max_tokens
+    assert asyncio.run(llm.count_tokens(cut.text)) <= cut.tokens <= max_tokens
     if cut.was_cut:
         assert asyncio.run(llm.count_tokens(text[: len(cut.text) + 1])) > max_tokens
 
