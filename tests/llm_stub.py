@@ -22,9 +22,9 @@ import orjson
 from aiohttp import web
 
 from tests import llm_stub_model as model
-from tests.llm_stub_answers import ENDLESS, Body, Fault, RefusedError, Server, chat, completions
+from tests.llm_stub_answers import ENDLESS, NOT_SENT, Body, Fault, RefusedError, Server, chat, completions
 
-__all__ = ["ENDLESS", "Fault", "Seen", "StubLLM"]
+__all__ = ["ENDLESS", "NOT_SENT", "Fault", "Seen", "StubLLM"]
 
 T = TypeVar("T")
 
@@ -129,7 +129,7 @@ class StubLLM:
             return _json(orjson.dumps({"error": "Unauthorized"}), 401)
         if fault is not None and fault.status != 200:
             await asyncio.sleep(fault.delay_s)
-            return _error(fault.status, "the stub was told to say so", fault.headers)
+            return _error(fault.status, fault.says, fault.headers)
         try:
             answer = await self._answer(path, body, fault or Fault())
         except RefusedError as refused:

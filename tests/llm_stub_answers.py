@@ -21,12 +21,17 @@ class Fault:
 
     delay_s: float = 0.0  # on top of the latency, and it holds its place among those in flight
     status: int = 200  # another one comes with an error in place of the answer
+    says: str = "the stub was told to say so"  # the error's message
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None  # in place of the answer
     reset: bool = False  # the connection breaks in mid-answer
     truncated: bool = False  # half the answer, as if it were all of it
     log_probs: bytes | None = None  # in place of every log-probability: b"null", b"NaN"
     completion: str | None = None  # in place of every completion: "", ENDLESS
+
+
+# vLLM has worked out a NaN or an infinity, and its JSON cannot hold it
+NOT_SENT = Fault(status=400, says="Out of range float values are not JSON compliant")
 
 
 @dataclass(frozen=True, slots=True)

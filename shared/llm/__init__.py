@@ -29,6 +29,10 @@ class PromptRefusedError(FretworkError):
     """The endpoint refuses this one prompt (too long, for example): the item ends with a reason, its shard goes on."""
 
 
+class NotFiniteError(PromptRefusedError):
+    """The answer held numbers that are none (NaN), so the server could not send it: vLLM says that with status 400."""
+
+
 class UnusableScoresError(FretworkError):
     """The endpoint answers this one prompt with a log-probability that is missing or not a number, time after time."""
 

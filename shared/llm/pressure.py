@@ -26,6 +26,7 @@ TRIAL_QUEUE_BELOW = 0.65  # of the latency before the cut: 0.5 where it was all 
 TRIAL_WINDOWS = 4
 TRIAL_SKIPS = 2  # windows that still hold calls from before the cut
 TRIAL_EVERY_S = 5.0
+QUEUE_ABOVE = 0.1  # of the limit: fewer wait for the server's next step, and not in a queue
 LEARNED_FROM = 16  # answers; a window is never shorter
 
 
@@ -134,6 +135,7 @@ class Limit:
 
     def queued(self, waiting: float, now: float) -> None:
         """How many requests wait inside the server by its own count, whoever sent them."""
+        waiting = waiting if waiting > QUEUE_ABOVE * self._limit else 0.0
         grew = waiting > self._waiting > 0
         self._waiting = waiting
         if grew and self._trial is None:

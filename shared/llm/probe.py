@@ -17,9 +17,14 @@ import orjson
 from shared.errors import SettingError
 from shared.llm import AnswerError
 from shared.llm.answers import ServedModel, read_context_tokens, read_models, read_scores, read_text, read_tokens
+from shared.llm.refusal import NOT_FINITE
 from shared.settings import LLMSettings
 
 URL, MODEL, KEY = "FRETWORK_LLM__BASE_URL", "FRETWORK_LLM__MODEL", "FRETWORK_LLM__API_KEY"
+NO_NUMBERS = (
+    "gives prompt log-probabilities that are missing or no log-probabilities",
+    "start vLLM without --logprobs-mode and check that the model's weights are whole and its context is not too long",
+)
 WORDS = "Once upon a"
 QUICK_S = 10.0  # for what a server answers at once
 BUSY_S = 60.0  # for a score, which may wait behind the prompts of others
@@ -82,6 +87,8 @@ class _Probe:
         """The ids of a prompt's tokens after the first, as the completion names them."""
         wish = {"model": model, "prompt": [WORDS], "prompt_logprobs": 0, "max_tokens": 1, "temperature": 0}
         status, body = await self._ask("POST", f"{self._url}/completions", wish, BUSY_S)
+        if NOT_FINITE in body:
+            self._refuse(*NO_NUMBERS)
         if status != 200:
             self._refuse(
                 f"serves {model!r} but answers {status} to /completions, as a server of embeddings does",
@@ -94,10 +101,7 @@ class _Probe:
                 "gives no prompt log-probabilities, by which passages are judged", "use vLLM's server, 0.9 or later"
             )
         if not all(isfinite(value) for value in scored.log_probs[1:]):
-            self._refuse(
-                "gives prompt log-probabilities that are missing or no log-probabilities",
-                "start vLLM without --logprobs-mode and check that the model's weights are whole",
-            )
+            self._refuse(*NO_NUMBERS)
         return scored.ids[1:]
 
     async def _tokenizer(self, model: str, scored_ids: list[int]) -> int:

@@ -11,6 +11,8 @@ from email.utils import parsedate_to_datetime
 
 import orjson
 
+NOT_FINITE = b"not JSON compliant"  # Python's json on NaN and infinity: vLLM passes its words on
+
 MOST_PAUSE_S = 600.0
 MOST_CHARACTERS = 200
 ECHO_CHARACTERS = 12  # as many in a row from the prompt are taken for a quotation

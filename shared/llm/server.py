@@ -10,14 +10,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import fsum, isfinite
+from typing import TypeVar
 
 import orjson
 
-from shared.llm import AnswerError, Completion, Cut, EndpointError, LogLikelihood, Sampling, Spent, UnusableScoresError
+from shared.llm import (
+    AnswerError,
+    Completion,
+    Cut,
+    EndpointError,
+    LogLikelihood,
+    NotFiniteError,
+    Sampling,
+    Spent,
+    UnusableScoresError,
+)
 from shared.llm.answers import (
     Completed,
     NextTokens,
@@ -37,6 +48,8 @@ MAX_LABEL_TAILS = 4096
 FEW = 4
 UTF8_BYTES = 4  # of a character, at most
 BEGUN = "\ufffd"  # what a decoder writes for a character of which it has some bytes only
+
+S = TypeVar("S", Scored, NextTokens)
 
 # what a label is after a prompt: the id of its one token, or None where it is several or merges with the prompt
 LabelIds = tuple[int | None, ...]
@@ -173,15 +186,8 @@ class ServerLLM:
         return text[:low]
 
     async def _score(self, texts: Sequence[str]) -> list[ScoredPrompt]:
-        answer: Scored = await self.transport.post(
-            "/completions",
-            self._body(prompt=list(texts), prompt_logprobs=0, max_tokens=1, temperature=0),
-            kind="score",
-            decoder=partial(read_scores, count=len(texts)),
-            weight=len(texts),
-            tokens_of=lambda answer: answer.usage.tokens,
-        )
-        self.spent(answer.usage)
+        body = self._body(prompt=list(texts), prompt_logprobs=0, max_tokens=1, temperature=0)
+        answer: Scored = await self._ask_scores("score", body, partial(read_scores, count=len(texts)), len(texts))
         return answer.prompts
 
     async def _score_next(self, prompts: Sequence[str], named: Sequence[Sequence[int]]) -> list[dict[int, float]]:
@@ -197,20 +203,28 @@ class ServerLLM:
         )
         rows: list[dict[int, float]] = []
         for _ in range(2):
-            answer: NextTokens = await self.transport.post(
-                "/completions",
-                body,
-                kind="label",
-                decoder=partial(read_next_tokens, count=len(prompts)),
-                weight=len(prompts),
-                tokens_of=lambda answer: answer.usage.tokens,
-            )
-            self.spent(answer.usage)
+            decoder = partial(read_next_tokens, count=len(prompts))
+            answer: NextTokens = await self._ask_scores("label", body, decoder, len(prompts))
             rows = answer.rows
             if all(isfinite(row.get(one, 0.0)) for row, ids in zip(rows, named, strict=True) for one in ids):
                 return rows
         _refuse_unusable([row.get(one, 0.0) for row, ids in zip(rows, named, strict=True) for one in ids])
         return rows
+
+    async def _ask_scores(self, kind: str, body: bytes, decoder: Callable[[bytes], S], weight: int) -> S:
+        """Asked again where the answer held NaN and the server could not send it, which may be one replica's fault."""
+        for last in (False, True):
+            try:
+                answer = await self.transport.post(
+                    "/completions", body, kind=kind, decoder=decoder, weight=weight, tokens_of=lambda a: a.usage.tokens
+                )
+            except NotFiniteError as error:
+                if last:
+                    raise UnusableScoresError(f"the endpoint was asked twice: {error}") from error
+            else:
+                break
+        self.spent(answer.usage)
+        return answer
 
     async def _ids_of_labels(self, prompt: str, labels: tuple[str, ...]) -> LabelIds:
         """Told by the prompt's last line: no tokenizer in use merges across a line's start with what follows it."""

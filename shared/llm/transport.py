@@ -4,7 +4,7 @@ A call waits for a place at the least loaded server that answers, is sent, and i
 
     no connection, reset, timeout, 5xx, no answer in the body   `max_retries` times; counts towards the breaker
     429, 503                                                    for ten minutes; lowers the limit, honours Retry-After
-    400, 413, 422                                               never: PromptRefusedError
+    400, 413, 422                                               never: PromptRefusedError; of its kinds NotFiniteError
     401, 403, 404 and whatever else is no answer                at another server; opens the breaker at once
 
 Everything here runs on one event loop. This room knows no field of a request or an answer (the caller's decoder does),
@@ -23,9 +23,9 @@ from typing import TypeVar
 import aiohttp
 from yarl import URL
 
-from shared.llm import AnswerError, CallFailedError, EndpointError, PromptRefusedError
+from shared.llm import AnswerError, CallFailedError, EndpointError, NotFiniteError, PromptRefusedError
 from shared.llm.places import Places
-from shared.llm.refusal import message, retry_after_s, without_secrets
+from shared.llm.refusal import NOT_FINITE, message, retry_after_s, without_secrets
 from shared.llm.replica import BUSY, Answer, AnswerTooLongError, Replica
 from shared.llm.shared_state import SharedState
 from shared.settings import LLMSettings
@@ -260,7 +260,8 @@ class Transport:
             return _FailedError(f"status {status}")
         words = message(answer.body, body, self._secrets)
         if status in PROMPT_REFUSED:
-            return PromptRefusedError(f"the LLM endpoint refuses the prompt (status {status}): {words}")
+            kind = NotFiniteError if NOT_FINITE in answer.body else PromptRefusedError
+            return kind(f"the LLM endpoint refuses the prompt (status {status}): {words}")
         if root and status in (404, 405):
             return NoSuchRouteError(f"{replica.name} answers {status}: {words}")
         return _RefusesAllError(_what_to_set(status, words))

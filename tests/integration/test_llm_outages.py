@@ -31,7 +31,7 @@ from services.relabeler.prompt import prompts_of
 from shared.records import LLMConfig, RunConfig
 from shared.runs import Run, find_run, resume_run, start_run
 from tests.e2e.stack import Stack, digest, real_stack
-from tests.llm_stub import ENDLESS, Fault, StubLLM
+from tests.llm_stub import ENDLESS, NOT_SENT, Fault, StubLLM
 from tests.passages import write_corpus
 from tests.servers import until
 
@@ -52,6 +52,7 @@ TRANSIENT: Mapping[str, Mapping[int, Fault]] = {
     "zzrefusals": {0: Fault(status=503)},
     "zznull": {0: Fault(log_probs=b"null")},
     "zznan": {0: Fault(log_probs=b"NaN")},
+    "zznotsent": {0: NOT_SENT},
 }
 LASTING: Mapping[str, Fault] = {
     "zznever": Fault(log_probs=b"NaN"),
@@ -85,8 +86,9 @@ class Weather:
                     self.refused += 1
                     return Fault(status=429, headers={"Retry-After": "1"})
         for name, faults in TRANSIENT.items():
-            if name in asked and number_of_try in faults:
-                return faults[number_of_try]
+            fault = faults.get(number_of_try) if name in asked else None
+            if fault is not None and (fault is not NOT_SENT or "prompt_logprobs" in body):
+                return fault
         return next((fault for name, fault in LASTING.items() if name in asked), None)
 
 

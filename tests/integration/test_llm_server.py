@@ -20,7 +20,7 @@ from shared.llm.server import ServerLLM
 from shared.llm.transport import Transport
 from shared.settings import LLMSettings
 from tests import llm_stub_model
-from tests.llm_stub import Fault, StubLLM
+from tests.llm_stub import NOT_SENT, Fault, StubLLM
 
 PROMPTS = ["Passage: the cat sat\n\nQuery:", "Passage: a dog 😀\n\nQuery:", "Passage: سلام\n\nQuery:"]
 
@@ -97,8 +97,11 @@ def test_labels_of_one_token_are_one_request_and_an_older_server_gives_the_same(
         assert row == pytest.approx([expected(prompt, label) for label in labels])
 
 
-@pytest.mark.parametrize("spoilt", [b"null", b"NaN", b"-Infinity", b"3.5"])
-def test_scores_that_are_none_are_asked_for_once_more(stub: StubLLM, connect: Connect, spoilt: bytes) -> None:
+NO_SCORES = [*(Fault(log_probs=spoilt) for spoilt in (b"null", b"NaN", b"-Infinity", b"3.5")), NOT_SENT]
+
+
+@pytest.mark.parametrize("spoilt", NO_SCORES, ids=["null", "NaN", "-Infinity", "3.5", "not sent"])
+def test_scores_that_are_none_are_asked_for_once_more(stub: StubLLM, connect: Connect, spoilt: Fault) -> None:
     llm = connect(stub)
     good = on_loop(llm.log_likelihoods(PROMPTS, " what?"))
     labels = on_loop(llm.label_log_probs(PROMPTS, [" yes", " no"]))
@@ -113,7 +116,7 @@ def test_scores_that_are_none_are_asked_for_once_more(stub: StubLLM, connect: Co
             if path != "/v1/completions" or left == 0:
                 return None
             left -= 1
-            return Fault(log_probs=spoilt)
+            return spoilt
 
         stub.fault = fault
         assert on_loop(call()) == right
@@ -253,9 +256,9 @@ def test_no_prompt_log_probabilities() -> None:
     assert "vLLM" in said
 
 
-@pytest.mark.parametrize("spoilt", [b"null", b"NaN"])
-def test_prompt_log_probabilities_that_are_none(stub: StubLLM, spoilt: bytes) -> None:
-    stub.fault = lambda path, body, number: Fault(log_probs=spoilt) if path == "/v1/completions" else None
+@pytest.mark.parametrize("spoilt", [Fault(log_probs=b"null"), Fault(log_probs=b"NaN"), NOT_SENT])
+def test_prompt_log_probabilities_that_are_none(stub: StubLLM, spoilt: Fault) -> None:
+    stub.fault = lambda path, body, number: spoilt if path == "/v1/completions" else None
     assert "prompt log-probabilities" in refused(base_url=stub.base_url)
 
 
