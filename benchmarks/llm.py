@@ -274,14 +274,14 @@ def _write(path: Path, figures: list[dict[str, Any]]) -> None:
     """Figures that were not measured this time stay as they were."""
     old = json.loads(path.read_text())["figures"] if path.exists() else []
     new = {figure["name"] for figure in figures}
-    result = {
+    when = {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "commit": _commit(),
-        "figures": [*(figure for figure in old if figure["name"] not in new), *figures],
     }
+    kept = [figure for figure in old if figure["name"] not in new]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps({"figures": [*kept, *(figure | when for figure in figures)]}, indent=1) + "\n")
 
 
 def _commit() -> str:

@@ -132,6 +132,15 @@ def test_a_limit_that_is_not_used_does_not_grow() -> None:
     assert limit.value == START
 
 
+def test_a_few_that_wait_for_the_next_step_are_no_queue() -> None:
+    limit = Limit(64)
+    for second, waiting in enumerate((0, 1, 2, 4, 1, 3)):
+        limit.queued(waiting, now=float(second))
+        for _ in range(16):
+            limit.answered("call", 0.05, in_flight=limit.value, now=float(second))
+    assert limit.value == 64
+
+
 def test_calls_that_wait_inside_the_server_hold_it_and_a_growing_queue_shrinks_it() -> None:
     limit = Limit(64)
     limit.queued(5, now=0.0)
