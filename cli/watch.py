@@ -48,7 +48,7 @@ def stages_table(title: str, stages: Sequence[StageProgress]) -> Table:
             s.stage,
             f"{s.done:,}",
             f"{s.total:,}",
-            f"{s.rate:,.0f}" if s.rate and left else "",
+            f"{s.rate_1m:,.0f}" if s.rate_1m and left else "",
             duration(s.eta_s) if left else ("✓" if s.total else ""),
             why,
         )
@@ -58,7 +58,8 @@ def stages_table(title: str, stages: Sequence[StageProgress]) -> Table:
 def watch_run(engine: Engine, run_id: UUID, name: str) -> int:
     """Shows a run until it is done; returns how many of its items are dead.
 
-    Raises RunPausedError, with the reason and the command that resumes the run, as soon as it is paused.
+    Raises RunPausedError, with the reason and the command that resumes the run, as soon as it is paused, and
+    FretworkError where it is cancelled.
     """
     moved_at, last, warned = time.monotonic(), [0], False
 
@@ -71,6 +72,8 @@ def watch_run(engine: Engine, run_id: UUID, name: str) -> int:
             stages = stage_progress(connection, run_id)
         if state == "paused":
             raise RunPausedError(f"run {name} is paused: {paused_reason}")
+        if state == "cancelled":
+            raise FretworkError(f"run {name} was cancelled")
         now = [s.done + s.claimed + s.dead for s in stages]
         if now != last or any(s.claimed for s in stages):
             moved_at, last, warned = time.monotonic(), now, False

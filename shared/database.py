@@ -1,10 +1,13 @@
-"""One engine per process, made when first asked for: after a fork, never before (celery #1564)."""
+"""One engine per process, made when first asked for: after a fork, never before (celery #1564); many rows at once."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
-from sqlalchemy import Engine, create_engine
+import orjson
+from sqlalchemy import Connection, Engine, Table, create_engine, text
 
 from shared.migrate import check_version
 from shared.settings import settings
@@ -26,3 +29,23 @@ def engine() -> Engine:
     made = make_engine(settings().require_database_url())
     check_version(made)
     return made
+
+
+def insert_rows(
+    connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], *, new_only: bool = False
+) -> None:
+    """Inserts all rows, which have the same columns, in one statement: the triggers that count them fire once.
+
+    `new_only` leaves out rows that are there already. Floats come back bit for bit; none may be NaN or infinite.
+    """
+    if not rows:
+        return
+    columns = ", ".join(rows[0])
+    connection.execute(
+        text(
+            f"INSERT INTO {table.name} ({columns}) "  # noqa: S608 - names of our own schema
+            f"SELECT {columns} FROM jsonb_populate_recordset(CAST(NULL AS {table.name}), CAST(:rows AS jsonb))"
+            + (" ON CONFLICT DO NOTHING" if new_only else "")
+        ),
+        {"rows": orjson.dumps(list(rows), default=dict).decode()},
+    )

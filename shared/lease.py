@@ -69,6 +69,12 @@ def kept(claim: Claim) -> Iterator[None]:
             _last_consumed = time.monotonic()  # it was at work until now, and not deaf
 
 
+def in_hand() -> int:
+    """How many shards this process holds."""
+    with _lock:
+        return len(_held)
+
+
 def stop() -> None:
     """Ends the thread, in a process that goes on and works on no more shards."""
     global _thread

@@ -4,8 +4,8 @@ A claim raises `claim_seq`, which only ever grows. Renewing and finishing requir
 whose lease ran out cannot write over its successor's work. Every function takes a connection and leaves the commit to
 its caller; nothing here knows Celery.
 
-No shard of a paused run is claimed or rung for, while those that a worker holds may still be finished: what was paid
-for is kept.
+No shard of a paused or cancelled run is claimed or rung for, while those that a worker holds may still be finished:
+what was paid for is kept.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from uuid import UUID, uuid5
 
 from sqlalchemy import Connection, RowMapping, text
-from sqlalchemy.dialects.postgresql import insert as upsert
 
+from shared.database import insert_rows
 from shared.errors import (
     BarrierClosedError,
     IndexIncompleteError,
@@ -36,7 +36,9 @@ MAX_LOSSES = 3
 MAX_SETBACKS = 3
 RETRY_AFTER_FAILURE_S = 5.0
 # a training on a run's records is no part of what a pause holds back
-_NOT_PAUSED = "NOT (stage = ANY(:run_stages) AND run_id IN (SELECT run_id FROM runs WHERE state = 'paused'))"
+_NOT_PAUSED = (
+    "NOT (stage = ANY(:run_stages) AND run_id IN (SELECT run_id FROM runs WHERE state IN ('paused', 'cancelled')))"
+)
 HOPELESS = (IndexIncompleteError, InvalidInputError, SettingError)  # trying again cannot mend these
 
 
@@ -94,7 +96,7 @@ def add_shards(
     ]
     if not rows:
         return []
-    connection.execute(upsert(shards).on_conflict_do_nothing(), rows)
+    insert_rows(connection, shards, rows, new_only=True)
     added = [shard_id(parent, stage, label_version, number) for number in range(len(rows))]
     if rung and state == "ready":
         connection.execute(text("UPDATE shards SET rung_at = now() WHERE shard_id = ANY(:ids)"), {"ids": added})
@@ -167,21 +169,18 @@ def finish(connection: Connection, held: Claim, dropped: Sequence[Dropped], surv
 
 
 def _drop(connection: Connection, held: Claim, dropped: Sequence[Dropped]) -> None:
-    if dropped:
-        connection.execute(
-            upsert(drops).on_conflict_do_nothing(),
-            [
-                {
-                    "run_id": held.run_id,
-                    "stage": held.stage,
-                    "label_version": held.label_version,
-                    "item_id": item.item_id,
-                    "reason": item.reason,
-                    "detail": item.detail,
-                }
-                for item in dropped
-            ],
-        )
+    rows = [
+        {
+            "run_id": held.run_id,
+            "stage": held.stage,
+            "label_version": held.label_version,
+            "item_id": item.item_id,
+            "reason": item.reason,
+            "detail": item.detail,
+        }
+        for item in dropped
+    ]
+    insert_rows(connection, drops, rows, new_only=True)
 
 
 def release(connection: Connection, held: Claim, error: Exception, delay_s: float) -> None:
@@ -401,23 +400,28 @@ def index_drops(connection: Connection, run_id: UUID) -> int:
     )
 
 
-def retry(connection: Connection, run_id: UUID) -> int:
-    """dead -> ready, or -> waiting behind a barrier, for a run's dead shards; what counts against them starts anew.
+def retry(connection: Connection, run_id: UUID, shard_id: UUID | None = None) -> int:
+    """dead -> ready, or -> waiting behind a barrier, for a run's dead shards, or for one of them; returns how many.
 
-    A done run is running again; a paused one stays paused, for its budget is no larger than before.
+    What counts against them starts anew. A done run is running again; a paused or cancelled one stays as it is.
     """
-    connection.execute(
-        text("UPDATE runs SET state = 'running' WHERE run_id = :run_id AND state = 'done'"), {"run_id": run_id}
-    )
-    return connection.execute(
+    retried = connection.execute(
         text(
             "UPDATE shards SET state = CASE WHEN stage = ANY(:behind) THEN 'waiting' ELSE 'ready' END, "
             "failures = 0, losses = 0, setbacks = 0, rung_at = NULL, not_before = now() "
-            "WHERE run_id = :run_id AND state = 'dead' AND stage = ANY(:stages)"
+            "WHERE run_id = :run_id AND state = 'dead' AND stage = ANY(:stages) "
+            "AND (CAST(:shard_id AS uuid) IS NULL OR shard_id = :shard_id)"
         ),
         {
             "run_id": run_id,
+            "shard_id": shard_id,
             "stages": list(RUN_STAGES),
             "behind": [stage for stage, route in ROUTES.items() if route.after],
         },
     ).rowcount
+    if retried:
+        connection.execute(
+            text("UPDATE runs SET state = 'running', finished_at = NULL WHERE run_id = :run_id AND state = 'done'"),
+            {"run_id": run_id},
+        )
+    return retried

@@ -156,7 +156,9 @@ def _exchange(counted: dict[Meter, Usage], at_work: list[UUID]) -> dict[UUID, st
                 },
             )
         paused = connection.execute(
-            text("SELECT run_id, paused_reason FROM runs WHERE run_id = ANY(:ids) AND state = 'paused'"),
+            text(
+                "SELECT run_id, paused_reason FROM runs WHERE run_id = ANY(:ids) AND state IN ('paused', 'cancelled')"
+            ),
             {"ids": at_work},
         )
-        return {row.run_id: row.paused_reason or "the run is paused" for row in paused}
+        return {row.run_id: row.paused_reason or "the run is cancelled" for row in paused}

@@ -1,31 +1,46 @@
-"""How far a run is, counted in SQL: items per stage, reasons, rates, and whether the counts add up. Moves nothing."""
+"""How far a run is: items per stage, rates, reasons, costs, and whether the counts add up. Moves nothing.
+
+What grows with the run is never counted here: all figures come from `shared.counts`, so a status of a million items
+costs what one of ten does.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
 from shared.budget import find_budget
+from shared.counts import BUCKET_S, Count, read_counts
+from shared.fleet import llm_load
 from shared.runs import Run
 from shared.stages import RUN_STAGES, Stage
 
-RATE_WINDOW_S = 60
+DROP = "drop:"
 
 
 @dataclass(frozen=True, slots=True)
 class StageProgress:
-    """Items of one stage; `total` grows while earlier stages still produce. `rate` is items/s of the last minute."""
+    """Items of one stage; `total` grows while earlier stages still produce.
+
+    `rate_1m` and `rate_10m` are items/s over the last minute and ten minutes, or since the stage began; `eta_s` is None
+    where nothing gets done or nothing is left.
+    """
 
     stage: Stage
     total: int
     done: int
     claimed: int
     dead: int
-    rate: float
+    rate_1m: float
+    rate_10m: float
     eta_s: float | None
+    started_at: datetime | None
     reasons: dict[str, int]
 
 
@@ -61,40 +76,83 @@ class Conservation:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    started_at: datetime
+    rate_1m: float
+    rate_10m: float
+
+
 def stage_progress(connection: Connection, run_id: UUID) -> list[StageProgress]:
     """One entry per stage of a run, in order; all label versions count."""
-    rows = connection.execute(
-        text(
-            f"""
-            SELECT stage, sum(item_count) AS total,
-                   coalesce(sum(item_count) FILTER (WHERE state = 'done'), 0) AS done,
-                   coalesce(sum(item_count) FILTER (WHERE state = 'claimed'), 0) AS claimed,
-                   coalesce(sum(item_count) FILTER (WHERE state = 'dead'), 0) AS dead,
-                   coalesce(sum(item_count) FILTER (WHERE recent), 0)
-                     / greatest(least({RATE_WINDOW_S}, extract(epoch FROM now() - min(claimed_at))), 1) AS rate
-            FROM (SELECT *, state = 'done' AND finished_at > now() - interval '{RATE_WINDOW_S} s' AS recent
-                  FROM shards WHERE run_id = :run_id) AS of_run
-            GROUP BY stage
-            """  # noqa: S608 - our own constant
-        ),
-        {"run_id": run_id},
-    ).mappings()
-    counted = {row["stage"]: row for row in rows}
-    reasons: dict[str, dict[str, int]] = {}
-    for stage, reason, number in connection.execute(
-        text("SELECT stage, reason, count(*) FROM drops WHERE run_id = :run_id GROUP BY stage, reason ORDER BY 1, 2"),
-        {"run_id": run_id},
-    ):
-        reasons.setdefault(stage, {})[reason] = number
+    return _stages(read_counts(connection, run_id), _paces(connection, run_id))
+
+
+def _stages(counts: Sequence[Count], paces: dict[str, _Pace]) -> list[StageProgress]:
     result = []
     for stage in RUN_STAGES:
-        row = counted.get(stage)
-        total, done, claimed, dead = (int(row[k]) for k in ("total", "done", "claimed", "dead")) if row else (0,) * 4
-        rate = float(row["rate"]) if row else 0.0
-        remaining = total - done - dead
-        eta_s = remaining / rate if rate > 0 else None
-        result.append(StageProgress(stage, total, done, claimed, dead, rate, eta_s, reasons.get(stage, {})))
+        amounts: Counter[str] = Counter()
+        for count in counts:
+            if count.stage == stage:
+                amounts[count.what] += count.amount
+        total = sum(amounts[state] for state in ("waiting", "ready", "claimed", "done", "dead"))
+        pace = paces.get(stage)
+        rate_1m, rate_10m = (pace.rate_1m, pace.rate_10m) if pace else (0.0, 0.0)
+        left, rate = total - amounts["done"] - amounts["dead"], rate_1m or rate_10m
+        result.append(
+            StageProgress(
+                stage,
+                total,
+                amounts["done"],
+                amounts["claimed"],
+                amounts["dead"],
+                rate_1m,
+                rate_10m,
+                left / rate if left and rate else None,
+                pace.started_at if pace else None,
+                {what.removeprefix(DROP): amount for what, amount in amounts.items() if what.startswith(DROP)},
+            )
+        )
     return result
+
+
+def _paces(connection: Connection, run_id: UUID) -> dict[str, _Pace]:
+    """The rates of the stages that have begun. A window ends now, and begins where a bucket does."""
+    rows = connection.execute(
+        text(
+            """
+            WITH windows AS (
+                SELECT run_id, stage, started_at,
+                       greatest(started_at, date_bin(:bucket, now(), 'epoch') - interval '50 s') AS since_1m,
+                       greatest(started_at, date_bin(:bucket, now(), 'epoch') - interval '590 s') AS since_10m
+                FROM run_stages WHERE run_id = :run_id
+            ), fresh AS (
+                SELECT stage, sum(amount) AS items FROM count_deltas
+                WHERE run_id = :run_id AND what = 'done' AND amount > 0 GROUP BY stage
+            )
+            SELECT windows.stage, started_at,
+                   coalesce(max(fresh.items), 0)
+                     + coalesce(sum(throughput.items) FILTER (WHERE at + :bucket > since_1m), 0) AS items_1m,
+                   coalesce(max(fresh.items), 0) + coalesce(sum(throughput.items), 0) AS items_10m,
+                   extract(epoch FROM now() - since_1m) AS seconds_1m,
+                   extract(epoch FROM now() - since_10m) AS seconds_10m
+            FROM windows
+            LEFT JOIN throughput ON throughput.run_id = windows.run_id AND throughput.stage = windows.stage
+                                AND at + :bucket > since_10m
+            LEFT JOIN fresh ON fresh.stage = windows.stage
+            GROUP BY windows.stage, started_at, since_1m, since_10m
+            """
+        ),
+        {"run_id": run_id, "bucket": timedelta(seconds=BUCKET_S)},
+    )
+    return {
+        row.stage: _Pace(
+            row.started_at,
+            float(row.items_1m) / max(1.0, float(row.seconds_1m)),
+            float(row.items_10m) / max(1.0, float(row.seconds_10m)),
+        )
+        for row in rows
+    }
 
 
 def token_usage(connection: Connection, run_id: UUID) -> list[TokenUsage]:
@@ -110,59 +168,103 @@ def token_usage(connection: Connection, run_id: UUID) -> list[TokenUsage]:
 
 
 def conservation(connection: Connection, run_id: UUID, label_version: int = 1) -> Conservation:
-    """Both sums from one snapshot: one statement, so that it may be asked while workers run."""
-    row = (
-        connection.execute(
-            text(
-                """
-                SELECT
-                  (SELECT sampled_count FROM runs WHERE run_id = :run_id) AS sampled,
-                  (SELECT count(DISTINCT seed_passage_id) FROM queries WHERE run_id = :run_id) AS seeds_with_queries,
-                  (SELECT count(*) FROM drops WHERE run_id = :run_id AND stage = 'generate') AS passages_dropped,
-                  (SELECT coalesce(sum(item_count), 0) FROM shards
-                   WHERE run_id = :run_id AND stage = 'generate' AND state <> 'done') AS passages_open,
-                  (SELECT count(*) FROM queries WHERE run_id = :run_id) AS queries,
-                  (SELECT count(*) FROM fret_records
-                   WHERE run_id = :run_id AND label_version = :label_version) AS records,
-                  (SELECT count(*) FROM drops WHERE run_id = :run_id AND (stage IN ('retrieve', 'dedup')
-                     OR stage = 'relabel' AND label_version = :label_version)) AS queries_dropped,
-                  (SELECT coalesce(sum(item_count), 0) FROM shards WHERE run_id = :run_id AND state <> 'done' AND (
-                     stage IN ('retrieve', 'dedup')
-                     OR stage = 'relabel' AND label_version = :label_version)) AS queries_open
-                """
-            ),
-            {"run_id": run_id, "label_version": label_version},
+    """Both sums, from one snapshot: it may be asked while workers run."""
+    sampled = connection.execute(
+        text("SELECT sampled_count FROM runs WHERE run_id = :run_id"), {"run_id": run_id}
+    ).scalar_one()
+    return _conservation(int(sampled), read_counts(connection, run_id), label_version)
+
+
+def _conservation(sampled: int, counts: Sequence[Count], label_version: int) -> Conservation:
+    def amount(*stages: Stage, what: str | None = None) -> int:
+        """Of `what`; of the drops where it is None. The label version is relabel's alone."""
+        return sum(
+            count.amount
+            for count in counts
+            if count.stage in stages
+            and (count.what.startswith(DROP) if what is None else count.what == what)
+            and (count.stage != Stage.RELABEL or count.label_version == label_version)
         )
-        .mappings()
-        .one()
+
+    def still_open(*stages: Stage) -> int:
+        return sum(amount(*stages, what=state) for state in ("waiting", "ready", "claimed", "dead"))
+
+    of_queries = (Stage.RETRIEVE, Stage.DEDUP, Stage.RELABEL)
+    return Conservation(
+        sampled=sampled,
+        seeds_with_queries=amount(Stage.GENERATE, what="seeds"),
+        passages_dropped=amount(Stage.GENERATE),
+        passages_open=still_open(Stage.GENERATE),
+        queries=amount(Stage.GENERATE, what="queries"),
+        records=amount(Stage.RELABEL, what="records"),
+        queries_dropped=amount(*of_queries),
+        queries_open=still_open(*of_queries),
     )
-    return Conservation(**{key: int(value) for key, value in row.items()})
 
 
 def describe(connection: Connection, run: Run) -> dict[str, Any]:
     """Everything about a run as plain values: what --json, the status API and the demo's report show."""
-    sums = conservation(connection, run.run_id)
+    counts = read_counts(connection, run.run_id)
+    sums = _conservation(run.sampled_count, counts, label_version=1)
     budget = find_budget(connection, run.run_id)
+    by_id = {"run_id": run.run_id}
+    row = connection.execute(
+        text(
+            "SELECT corpora.name AS corpus, runs.created_at, finished_at, state "
+            "FROM runs JOIN corpora USING (corpus_id) WHERE run_id = :run_id"
+        ),
+        by_id,
+    ).one()
     dead = connection.execute(
         text(
             "SELECT stage, count(*) AS shards, error_type, error_message FROM shards "
             "WHERE run_id = :run_id AND state = 'dead' GROUP BY stage, error_type, error_message ORDER BY 1, 3, 4"
         ),
-        {"run_id": run.run_id},
+        by_id,
     ).mappings()
     return {
         "run_id": str(run.run_id),
         "run": run.name,
-        "state": run.state,
+        "corpus": row.corpus,
+        "state": row.state,
+        "created_at": row.created_at.isoformat(),
+        "finished_at": row.finished_at.isoformat() if row.finished_at else None,
         "paused_reason": budget.paused_reason,
         "max_tokens": budget.max_tokens,
+        "used_tokens": budget.used_tokens,
         "deadline_at": budget.deadline_at.isoformat() if budget.deadline_at else None,
         "config": run.config.model_dump(mode="json"),
-        "stages": [asdict(stage) for stage in stage_progress(connection, run.run_id)],
+        "records": sums.records,
+        "moved": sum(c.amount for c in counts if c.what == "moved" and c.label_version == 1),
+        "stages": [_plain(stage) for stage in _stages(counts, _paces(connection, run.run_id))],
+        "llm": asdict(llm_load(connection)) if run.config.teacher == "llm" else None,
         "usage": [asdict(usage) for usage in token_usage(connection, run.run_id)],
         "conservation": {**asdict(sums), "holds": sums.holds},
         "dead": [dict(row) for row in dead],
     }
+
+
+def _plain(stage: StageProgress) -> dict[str, Any]:
+    return {**asdict(stage), "started_at": stage.started_at.isoformat() if stage.started_at else None}
+
+
+def throughput(connection: Connection, run_id: UUID, since_s: int, points: int) -> list[dict[str, Any]]:
+    """What got done in the last `since_s` seconds, in at most about `points` steps per stage: {at, stage, items_per_s}.
+
+    A step in which nothing got done has no row.
+    """
+    step_s = max(BUCKET_S, -(-since_s // points // BUCKET_S) * BUCKET_S)
+    rows = connection.execute(
+        text(
+            """
+            SELECT date_bin(:step, at, 'epoch') AS at, stage, sum(items) / extract(epoch FROM :step) AS items_per_s
+            FROM throughput WHERE run_id = :run_id AND at > now() - CAST(:since AS interval)
+            GROUP BY 1, 2 ORDER BY 1, 2
+            """
+        ),
+        {"run_id": run_id, "step": timedelta(seconds=step_s), "since": timedelta(seconds=since_s)},
+    )
+    return [{"at": row.at, "stage": row.stage, "items_per_s": float(row.items_per_s)} for row in rows]
 
 
 def list_runs(connection: Connection, limit: int, after: str | None = None) -> list[dict[str, Any]]:
@@ -171,8 +273,9 @@ def list_runs(connection: Connection, limit: int, after: str | None = None) -> l
         text(
             """
             SELECT run_id, name, state, created_at, finished_at, sampled_count,
-                   (SELECT count(*) FROM fret_records
-                    WHERE fret_records.run_id = runs.run_id AND label_version = 1) AS records
+                   (SELECT coalesce(sum(amount), 0)
+                    FROM (SELECT * FROM counts UNION ALL SELECT * FROM count_deltas) AS counted
+                    WHERE counted.run_id = runs.run_id AND what = 'records' AND label_version = 1) AS records
             FROM runs
             WHERE CAST(:after AS text) IS NULL
                OR (created_at, name) < (SELECT created_at, name FROM runs WHERE name = :after)

@@ -130,8 +130,8 @@ def resume_run(
     """
     by_id = {"run_id": run.run_id}
     state = connection.execute(text("SELECT state FROM runs WHERE run_id = :run_id FOR UPDATE"), by_id).scalar_one()
-    if state == "done":
-        raise FretworkError(f"run {run.name} is done: there is nothing to resume")
+    if state in ("done", "cancelled"):
+        raise FretworkError(f"run {run.name} is {state}: there is nothing to resume")
     set_limits(connection, run.run_id, run.config.teacher, max_tokens, max_hours)
     budget = find_budget(connection, run.run_id)
     if budget.spent:
@@ -145,6 +145,30 @@ def resume_run(
     if state == "paused":
         # doorbells that rang in the meantime claimed nothing: these ring at the next tick
         connection.execute(text("UPDATE shards SET rung_at = NULL WHERE run_id = :run_id AND state = 'ready'"), by_id)
+
+
+def pause_run(connection: Connection, run: Run, why: str = "paused by hand") -> None:
+    """running -> paused. Shards in hand are finished or given back; `resume_run` goes on. Raises FretworkError else."""
+    _leave(connection, run, ("running",), "paused", f"{why}: `fretwork run resume {run.name}` goes on")
+
+
+def cancel_run(connection: Connection, run: Run) -> None:
+    """running or paused -> cancelled, for good; what it has so far stays. Raises FretworkError in another state."""
+    _leave(connection, run, ("running", "paused"), "cancelled", None)
+
+
+def _leave(connection: Connection, run: Run, states: tuple[str, ...], to: str, reason: str | None) -> None:
+    by_id = {"run_id": run.run_id}
+    state = connection.execute(text("SELECT state FROM runs WHERE run_id = :run_id FOR UPDATE"), by_id).scalar_one()
+    if state not in states:
+        raise FretworkError(f"run {run.name} is {state}: only a run that is {' or '.join(states)} can be {to}")
+    connection.execute(
+        text(
+            "UPDATE runs SET state = CAST(:to AS text), paused_reason = :reason, "
+            "finished_at = CASE WHEN CAST(:to AS text) = 'cancelled' THEN now() END WHERE run_id = :run_id"
+        ),
+        {**by_id, "to": to, "reason": reason},
+    )
 
 
 def _check_local_index(run: Run) -> None:

@@ -101,8 +101,9 @@ runs = Table(
     Column("config_hash", Text, nullable=False),
     Column("sampled_count", BigInteger, nullable=False),  # seed passages that queries are generated from
     Column("fingerprint", Uuid, nullable=False),  # UUIDv5 of corpus_hash and config_hash; query ids come from it
-    # running -> paused (dispatcher: budget.pause_runs), done (dispatcher: finish_runs)
+    # running -> paused (dispatcher: budget.pause_runs; runs.pause_run), done (dispatcher: finish_runs)
     # paused  -> running (runs.resume_run), done (dispatcher: finish_runs)
+    # running, paused -> cancelled (runs.cancel_run), which is the end: no shard of it is claimed any more
     # done    -> running (retry, add_label_version)
     Column("state", Text, nullable=False, server_default="running"),
     # the budget: no setting of the records, so no part of config, and a resume may change it
@@ -111,7 +112,7 @@ runs = Table(
     Column("paused_reason", Text),  # while paused: why, and the command that goes on
     _created_at(),
     Column("finished_at", DateTime(timezone=True)),
-    CheckConstraint("state in ('running', 'paused', 'done')", name="state"),
+    CheckConstraint("state in ('running', 'paused', 'cancelled', 'done')", name="state"),
 )
 
 llm_usage = Table(  # what a run's LLM calls cost, flushed by each worker's meter
@@ -135,6 +136,68 @@ endpoints = Table(  # what all processes know together of an LLM server: its cir
     # theoretical arrival times (the generic cell rate algorithm): how far the caps are reserved
     Column("requests_tat", DateTime(timezone=True)),
     Column("tokens_tat", DateTime(timezone=True)),
+)
+
+# How many of what a run has, exact in any snapshot as the sum of both tables: triggers (migration 0003) append a delta
+# for every change of shards, drops, queries and records, and the dispatcher adds the deltas up (shared/counts.py).
+# `what`: a shard's state (in items), drop:REASON, queries, seeds, records, moved (records whose positive is no seed).
+counts = Table(
+    "counts",
+    metadata,
+    Column("run_id", Uuid, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("stage", Text, primary_key=True),
+    Column("label_version", Integer, primary_key=True, autoincrement=False),
+    Column("what", Text, primary_key=True),
+    Column("amount", BigInteger, nullable=False),
+)
+
+count_deltas = Table(
+    "count_deltas",
+    metadata,
+    Column("run_id", Uuid, ForeignKey("runs.run_id", ondelete="CASCADE"), nullable=False),
+    Column("stage", Text, nullable=False),
+    Column("label_version", Integer, nullable=False),
+    Column("what", Text, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+)
+
+run_stages = Table(  # when a stage's first shard was claimed
+    "run_stages",
+    metadata,
+    Column("run_id", Uuid, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("stage", Text, primary_key=True),
+    Column("started_at", DateTime(timezone=True), nullable=False),
+)
+
+throughput = Table(  # items that got done in the ten seconds from `at` on
+    "throughput",
+    metadata,
+    Column("run_id", Uuid, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("stage", Text, primary_key=True),
+    Column("at", DateTime(timezone=True), primary_key=True),
+    Column("items", BigInteger, nullable=False),
+)
+
+workers = Table(  # the processes at work, by their own word every few seconds (shared/heartbeat.py)
+    "workers",
+    metadata,
+    Column("worker", Text, primary_key=True),  # host:pid:queue, as in shards.claimed_by
+    Column("queue", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("started_at", DateTime(timezone=True), nullable=False),
+    Column("seen_at", DateTime(timezone=True), nullable=False),
+    Column("shards", Integer, nullable=False),  # in hand
+    Column("llm", JSONB, nullable=False),  # one object per LLM server that it calls
+    Column("metrics", Text, nullable=False),  # its counters and histograms in Prometheus' text format
+)
+
+status_token = Table(  # of the bearer token that acting through the status API takes, where no setting names one
+    "status_token",
+    metadata,
+    Column("sha256", Text, primary_key=True),
+    _created_at(),
 )
 
 label_versions = Table(
@@ -173,6 +236,7 @@ shards = Table(
     CheckConstraint("state in ('waiting', 'ready', 'claimed', 'done', 'dead')", name="state"),
     Index("shards_by_stage", "run_id", "stage", "state"),
     Index("shards_ready", "stage", "not_before", postgresql_where=text("state = 'ready'")),
+    Index("shards_dead", "run_id", "shard_id", postgresql_where=text("state = 'dead'")),
     Index("shards_leased", "lease_expires_at", postgresql_where=text("state = 'claimed'")),
 )
 
@@ -223,6 +287,7 @@ fret_records = Table(
     Column("negative_spans", JSONB, nullable=False),  # one [start, end] or null per negative
     ForeignKeyConstraint(["run_id", "query_id"], ["queries.run_id", "queries.query_id"], ondelete="CASCADE"),
     Index("fret_records_by_version", "run_id", "label_version", "query_id"),
+    Index("fret_records_moved", "run_id", "label_version", "query_id", postgresql_where=text("positive_changed")),
 )
 
 training_runs = Table(
@@ -237,6 +302,14 @@ training_runs = Table(
     Column("progress", JSONB, nullable=False, server_default="{}"),  # step, total_steps, loss, rate
     Column("result", JSONB),
     _created_at(),
+)
+
+training_curve = Table(  # the loss about twice a second; after a resume the steps since the checkpoint come anew
+    "training_curve",
+    metadata,
+    Column("training_run_id", Uuid, ForeignKey("training_runs.training_run_id", ondelete="CASCADE"), primary_key=True),
+    Column("step", Integer, primary_key=True, autoincrement=False),
+    Column("loss", Double, nullable=False),
 )
 
 evaluations = Table(

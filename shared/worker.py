@@ -5,20 +5,19 @@ A service gives `perform` a function from a claim to an `Output`; that function 
 
 from __future__ import annotations
 
-import os
-import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import structlog
-from celery.signals import worker_init, worker_ready
+from celery.signals import worker_init, worker_ready, worker_shutdown
 from sqlalchemy import Connection
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from shared import lease, ledger
+from shared import heartbeat, lease, ledger, metrics
 from shared.celery_app import ring
 from shared.database import engine
 from shared.errors import FretworkError, LeaseLostError, RunPausedError, TransientError
@@ -43,7 +42,14 @@ def _refuse_another_schema(**_: Any) -> None:
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
 def _watch_from_the_start(sender: Any, **_: Any) -> None:
-    lease.consumed(next(iter(sender.app.amqp.queues.consume_from)))
+    queue = next(iter(sender.app.amqp.queues.consume_from))
+    lease.consumed(queue)
+    heartbeat.start(queue)
+
+
+@worker_shutdown.connect  # type: ignore[untyped-decorator]
+def _leave(**_: Any) -> None:
+    heartbeat.stop()
 
 
 def _store_nothing(_: Connection) -> None:
@@ -70,9 +76,14 @@ def perform(stage: Stage, shard_id: str, work: Callable[[Claim], Output]) -> Non
     queue = ROUTES[stage].queue
     lease.consumed(queue)
     with engine().begin() as connection:
-        held = ledger.claim(connection, UUID(shard_id), worker_name(queue), settings().lease_s)
+        held = ledger.claim(connection, UUID(shard_id), heartbeat.worker_name(queue), settings().lease_s)
     if held is None:
         return
+    started = time.monotonic()
+
+    def ended(outcome: str) -> None:
+        metrics.SHARD_SECONDS.labels(stage, outcome).observe(time.monotonic() - started)
+
     with lease.kept(held), structlog.contextvars.bound_contextvars(stage=stage, shard=shard_id):
         try:
             output = work(held)
@@ -81,17 +92,20 @@ def perform(stage: Stage, shard_id: str, work: Callable[[Claim], Output]) -> Non
                 output.store(connection)
         except LeaseLostError as error:
             log.warning("lease lost", error=str(error))
+            ended("lost")
             return
         except Exception as error:
-            _give_back(held, error)
+            ended(_give_back(held, error))
             return
+    ended("done")
     log.info("shard done", items=len(held.item_ids), dropped=len(output.dropped))
     then = ROUTES[stage].then
     if then is not None and following:
         ring(then, following)
 
 
-def _give_back(held: Claim, error: Exception) -> None:
+def _give_back(held: Claim, error: Exception) -> str:
+    """Returns how the shard ended, for the metrics."""
     transient = isinstance(error, TRANSIENT)
     try:
         with engine().begin() as connection:
@@ -107,7 +121,5 @@ def _give_back(held: Claim, error: Exception) -> None:
     except (LeaseLostError, OperationalError, InterfaceError) as late:
         # the lease runs out by itself, and the dispatcher reaps it
         log.warning("shard could not be given back", error=str(late))
-
-
-def worker_name(queue: str) -> str:
-    return f"{socket.gethostname()}:{os.getpid()}:{queue}"
+        return "lost"
+    return "given back" if transient else "failed"

@@ -1,10 +1,12 @@
-"""`fretwork run`: start, status, resume, retry, list."""
+"""`fretwork run`: start, status, pause, resume, cancel, retry, dead, list."""
 
 from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Annotated, Any
+from uuid import UUID
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -16,11 +18,12 @@ from cli.runs.teacher import settle
 from cli.stack import running_stack
 from cli.watch import stages_table, watch_run
 from shared import ledger
-from shared.errors import RunPausedError, SettingError
+from shared.errors import FretworkError, RunPausedError, SettingError
 from shared.models import as_given
 from shared.progress import conservation, describe, list_runs, stage_progress
+from shared.reading import dead_shards
 from shared.records import RunConfig
-from shared.runs import find_run, resume_run, start_run
+from shared.runs import cancel_run, find_run, pause_run, resume_run, start_run
 from shared.settings import settings as environment
 
 app = typer.Typer(no_args_is_help=True, help="Runs: from a corpus to FRet records.")
@@ -148,7 +151,7 @@ def status(
         with engine.connect() as connection:
             found = find_run(connection, run)
         if watch:
-            with suppress(RunPausedError):  # its status says so
+            with suppress(FretworkError):  # paused or cancelled: its status says so
                 watch_run(engine, found.run_id, found.name)
         with engine.connect() as connection:
             seen = describe(connection, find_run(connection, found.run_id))
@@ -199,13 +202,66 @@ def resume(
 def retry(
     context: typer.Context,
     run: Annotated[str, typer.Argument(help="the run's name, or `latest`")],
+    shard: Annotated[UUID | None, typer.Option(help="only this one, as `run dead` names it")] = None,
 ) -> None:
     """Put a run's dead shards back to work, once what ended them is mended."""
     settings: Context = context.obj
     with settings.database() as engine, engine.begin() as connection:
         found = find_run(connection, run)
-        put_back = ledger.retry(connection, found.run_id)
+        put_back = ledger.retry(connection, found.run_id, shard)
+    if shard is not None and not put_back:
+        raise SettingError(f"{found.name} has no dead shard {shard}: `fretwork run dead {found.name}` lists them")
     typer.echo(f"{put_back:,} shards of {found.name} are ready again")
+
+
+@app.command()
+def pause(context: typer.Context, run: Annotated[str, typer.Argument(help="the run's name, or `latest`")]) -> None:
+    """Pause a run: nothing new is started, what is in hand is finished or given back. `resume` goes on."""
+    settings: Context = context.obj
+    with settings.database() as engine, engine.begin() as connection:
+        found = find_run(connection, run)
+        pause_run(connection, found)
+    typer.echo(f"{found.name} is paused: fretwork run resume {found.name}")
+
+
+@app.command()
+def cancel(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(help="the run's name, or `latest`")],
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+) -> None:
+    """End a run for good. What it has so far stays, and may be exported; it cannot be resumed or trained on."""
+    settings: Context = context.obj
+    with settings.database() as engine:
+        with engine.connect() as connection:
+            found = find_run(connection, run)
+        if not yes:
+            typer.confirm(f"cancel {found.name} for good?", abort=True)
+        with engine.begin() as connection:
+            cancel_run(connection, found)
+    typer.echo(f"{found.name} is cancelled")
+
+
+@app.command()
+def dead(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(help="the run's name, or `latest`")],
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON array")] = False,
+) -> None:
+    """Show the shards that failed for good: stage, attempts, error and traceback. `retry` puts them back."""
+    settings: Context = context.obj
+    with settings.database() as engine, engine.connect() as connection:
+        found = dead_shards(connection, find_run(connection, run).run_id, limit=1000)
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in found], default=str))
+        return
+    for each in found:
+        typer.echo(
+            f"{each.shard_id} · {each.stage} · {each.items} items · {each.failures} failures, {each.losses} losses\n"
+            f"{each.error_traceback or f'{each.error_type}: {each.error_message}'}"
+        )
+    if not found:
+        say("no dead shards")
 
 
 @app.command("list")

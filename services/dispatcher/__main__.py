@@ -17,7 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from services.dispatcher.tick import tick
-from shared import telemetry
+from shared import heartbeat, telemetry
 from shared.celery_app import ring
 from shared.database import engine
 from shared.errors import FretworkError
@@ -38,6 +38,7 @@ def loop() -> None:
         while not lock_holder.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": DISPATCHER_LOCK}).scalar_one():
             time.sleep(TICK_S)
         log.info("dispatching")
+        heartbeat.start("dispatcher")
         while True:
             started = time.monotonic()
             tick(engine(), lambda queue: int(broker.llen(queue)), ring)
@@ -46,6 +47,7 @@ def loop() -> None:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
+    heartbeat.stop()
     sys.exit(0)
 
 

@@ -1,4 +1,4 @@
-"""One tick of the dispatcher: reap what was lost, open barriers, end or pause runs, ring doorbells that were missed.
+"""One tick of the dispatcher: reap what was lost, open barriers, end or pause runs, add up counts, ring doorbells.
 
 Each step is one transaction and may be repeated at will. It looks at the ledger and the queues' lengths, and at no
 worker: so it mends whatever broke, without knowing how.
@@ -12,7 +12,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy import Engine
 
-from shared import budget, ledger
+from shared import budget, counts, heartbeat, ledger
 from shared.stages import QUEUES, ROUTES, Stage
 
 log = structlog.get_logger()
@@ -34,6 +34,10 @@ def tick(engine: Engine, queue_length: Callable[[str], int], ring: Callable[[Sta
     with engine.begin() as connection:
         for run_id, reason in budget.pause_runs(connection):
             log.warning("run paused", run=str(run_id), reason=reason)
+    with engine.begin() as connection:
+        counts.add_up(connection)
+    with engine.begin() as connection:
+        heartbeat.forget_the_lost(connection)
     for queue, stages in _stages_by_queue().items():
         wanted = QUEUE_TARGET - queue_length(queue)
         if wanted <= 0:

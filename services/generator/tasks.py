@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqlalchemy import Connection
-from sqlalchemy.dialects.postgresql import insert
 
 from services.generator import extractive, prompted
 from services.generator.prompt import prompt_of
 from shared import store
 from shared.celery_app import app
-from shared.database import engine
+from shared.database import engine, insert_rows
 from shared.errors import SettingError
 from shared.ledger import Claim
 from shared.llm.loop import on_loop
@@ -41,22 +40,19 @@ def _generate(claim: Claim) -> Output:
     made = [query for item in written if not isinstance(item, Dropped) for query in item]
 
     def save(connection: Connection) -> None:
-        if made:
-            connection.execute(
-                insert(queries),
-                [
-                    {
-                        "run_id": run.run_id,
-                        "query_id": query.query_id,
-                        "seed_passage_id": query.seed_passage_id,
-                        "ordinal": query.ordinal,
-                        "task_description": query.task_description,
-                        "query_text": query.query_text,
-                        "provenance": query.provenance,
-                    }
-                    for query in made
-                ],
-            )
+        rows = [
+            {
+                "run_id": run.run_id,
+                "query_id": query.query_id,
+                "seed_passage_id": query.seed_passage_id,
+                "ordinal": query.ordinal,
+                "task_description": query.task_description,
+                "query_text": query.query_text,
+                "provenance": query.provenance,
+            }
+            for query in made
+        ]
+        insert_rows(connection, queries, rows)
 
     dropped = tuple(item for item in written if isinstance(item, Dropped))
     return Output(save, dropped, tuple(query.query_id for query in made))

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, update
-from sqlalchemy.dialects.postgresql import insert
 
 from services.relabeler.judged import Judged
+from shared.database import insert_rows
 from shared.records import FRetRecord
 from shared.runs import Run
 from shared.schema import fret_records, queries
@@ -40,8 +40,6 @@ def save_records(
     connection: Connection, run: Run, label_version: int, records: Sequence[tuple[FRetRecord, bool]]
 ) -> None:
     """The records, each with whether its positive is another passage than the seed."""
-    if not records:
-        return
     rows = [
         {
             "run_id": run.run_id,
@@ -59,4 +57,4 @@ def save_records(
         }
         for record, changed in records
     ]
-    connection.execute(insert(fret_records), rows)
+    insert_rows(connection, fret_records, rows)

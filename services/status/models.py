@@ -8,9 +8,12 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.fleet import LLMLoad
 from shared.progress import StageProgress, TokenUsage
 from shared.records import RunConfig
 from shared.stages import Stage
+
+RunState = Literal["running", "paused", "cancelled", "done"]
 
 
 class Health(BaseModel):
@@ -21,7 +24,7 @@ class Health(BaseModel):
 class RunSummary(BaseModel):
     run_id: UUID
     name: str = Field(examples=["scifact-1"])
-    state: Literal["running", "paused", "done"]
+    state: RunState
     created_at: datetime
     finished_at: datetime | None
     sampled_count: int = Field(description="seed passages that queries are generated from", examples=[5183])
@@ -65,12 +68,18 @@ class RunStatus(BaseModel):
                 {
                     "run_id": "0f8d1c9e-6a53-5d0e-8c11-2b1f6b7f4a10",
                     "run": "scifact-1",
+                    "corpus": "scifact",
                     "state": "paused",
+                    "created_at": "2026-03-01T09:00:00Z",
+                    "finished_at": None,
                     "paused_reason": "used 3,200,123 of 3,200,000 tokens: `fretwork run resume scifact-1 "
                     "--max-tokens N` goes on",
                     "max_tokens": 3_200_000,
+                    "used_tokens": 3_200_123,
                     "deadline_at": "2026-03-01T18:00:00Z",
                     "config": RunConfig().model_dump(mode="json"),
+                    "records": 0,
+                    "moved": 0,
                     "stages": [
                         {
                             "stage": "generate",
@@ -78,11 +87,28 @@ class RunStatus(BaseModel):
                             "done": 4192,
                             "claimed": 128,
                             "dead": 32,
-                            "rate": 68.5,
+                            "rate_1m": 68.5,
+                            "rate_10m": 61.2,
                             "eta_s": 14.0,
+                            "started_at": "2026-03-01T09:00:20Z",
                             "reasons": {"no_sentence": 11},
                         }
                     ],
+                    "llm": {
+                        "in_flight": 96,
+                        "limit": 128,
+                        "waiting": 0.0,
+                        "endpoints": [
+                            {
+                                "endpoint": "http://vllm:8000/v1",
+                                "in_flight": 96,
+                                "limit": 128,
+                                "waiting": 0.0,
+                                "is_open": False,
+                                "error": None,
+                            }
+                        ],
+                    },
                     "usage": [
                         {
                             "stage": "generate",
@@ -113,12 +139,19 @@ class RunStatus(BaseModel):
 
     run_id: UUID
     run: str = Field(description="the run's name")
-    state: Literal["running", "paused", "done"]
+    corpus: str
+    state: RunState
+    created_at: datetime
+    finished_at: datetime | None = None
     paused_reason: str | None = Field(description="while paused: why, and the command that resumes the run")
     max_tokens: int | None = Field(description="tokens after which the run is paused; null: no limit")
+    used_tokens: int = Field(description="prompt and completion tokens of all calls so far")
     deadline_at: datetime | None = Field(description="when the run is paused if it is not done; null: no limit")
     config: RunConfig
-    stages: list[StageProgress] = Field(description="in order; items, items/s of the last minute, seconds to go")
+    records: int = Field(description="FRet records so far, of label version 1")
+    moved: int = Field(description="records whose positive is another passage than the seed, of label version 1")
+    stages: list[StageProgress] = Field(description="in order; items, items/s, seconds to go")
+    llm: LLMLoad | None = Field(description="calls in flight at the LLM servers; null: the teacher is offline")
     usage: list[TokenUsage] = Field(description="what the calls of each stage to each model cost so far")
     conservation: ConservationFigures
     dead: list[DeadShards]

@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 from sqlalchemy import Connection, Table, exists, select, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from services.trainer.child_process import run_child
@@ -24,7 +25,7 @@ from shared.database import engine
 from shared.errors import InvalidInputError
 from shared.ledger import Claim
 from shared.runs import find_policy, find_run
-from shared.schema import evaluations, shards, training_runs
+from shared.schema import evaluations, shards, training_curve, training_runs
 from shared.settings import settings
 from shared.stages import Stage, task_name
 from shared.worker import Output, perform
@@ -95,9 +96,17 @@ def _progress_into(table: Table, claim: Claim) -> Callable[[dict[str, Any]], Non
         held = exists().where(shards.c.shard_id == claim.shard_id, shards.c.claim_seq == claim.claim_seq)
         try:
             with engine().begin() as connection:
-                connection.execute(
+                saved = connection.execute(
                     update(table).where(_key(table) == claim.item_ids[0], held).values(progress=progress)
                 )
+                if saved.rowcount and "loss" in progress:
+                    point = {"loss": progress["loss"]}
+                    key = {"training_run_id": claim.item_ids[0], "step": progress["step"]}
+                    connection.execute(
+                        insert(training_curve)
+                        .values(key | point)
+                        .on_conflict_do_update(index_elements=list(key), set_=point)
+                    )
         except (OperationalError, InterfaceError) as error:
             log.warning("progress not saved; the work goes on", error=str(error))
 

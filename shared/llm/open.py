@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from shared import heartbeat
 from shared.errors import SettingError, TooSlowError
 from shared.llm import LLM, AnswerError, EndpointDownError, EndpointError, Spent, Usage
 from shared.llm.answers import read_context_tokens, read_models
@@ -120,7 +121,12 @@ def close() -> None:
         _transport.cache_clear()
 
 
+def _loads() -> list[dict[str, Any]]:
+    return [load for transport in list(_open.get(os.getpid(), ())) for load in transport.loads()]
+
+
 atexit.register(close)
+heartbeat.llm_loads = _loads
 
 
 @cache

@@ -64,6 +64,7 @@ class Replica:
         self.prompts = 0  # in these calls
         self.sent = 0  # of these calls, those that the server has
         self.paused_until = 0.0
+        self.waiting: float | None = None  # inside the server, by its own count; None where it does not say
         self._busy_rounds = 0
         self._latency_s, self._latency_at = FIRST_LATENCY_S, 0.0
         self._failed_at = self.answered_at = float("-inf")
@@ -153,12 +154,13 @@ class Replica:
                 await asyncio.sleep(ASK_QUEUE_EVERY_S)
                 if not self.sent:
                     return
-                waiting = await self._ask_queue(session)
+                self.waiting = waiting = await self._ask_queue(session)
                 if waiting is None:
                     self._ask_again_at = time.monotonic() + ASK_AGAIN_AFTER_S
                     return
                 self.limit.queued(waiting, time.monotonic())
         finally:
+            self.waiting = None
             self.limit.queued(0, time.monotonic())
             self._watcher = None
 

@@ -18,7 +18,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 from yarl import URL
@@ -28,6 +28,7 @@ from shared.llm.places import Places
 from shared.llm.refusal import NOT_FINITE, message, retry_after_s, without_secrets
 from shared.llm.replica import BUSY, Answer, AnswerTooLongError, Replica
 from shared.llm.shared_state import SharedState
+from shared.metrics import LLM_CALL_SECONDS
 from shared.settings import LLMSettings
 
 T = TypeVar("T")
@@ -134,6 +135,20 @@ class Transport:
         answers = await asyncio.gather(*(self._get(replica, path, root=root) for replica in self._replicas))
         return {replica.base_url: answer for replica, answer in zip(self._replicas, answers, strict=True)}
 
+    def loads(self) -> list[dict[str, Any]]:
+        """What each server has in hand of this process, as `workers.llm` keeps it. From any thread."""
+        return [
+            {
+                "endpoint": replica.name,
+                "in_flight": replica.sent,
+                "limit": replica.limit.value,
+                "waiting": replica.waiting,
+                "is_open": replica.breaker.is_open,
+                "error": without_secrets(replica.breaker.error, self._secrets),
+            }
+            for replica in self._replicas
+        ]
+
     async def aclose(self) -> None:
         await self._places.stop()
         for task in [*self._examinations.values()]:
@@ -228,16 +243,17 @@ class Transport:
             if replica.quota.is_capped:
                 reserved = await replica.quota.admit(len(call.body))
             replica.sent += 1
-        sent_at = time.monotonic()
+        sent_at, status = time.monotonic(), "error"
         try:
             answer = await replica.send(session, call.path, call.body, root=call.lane is None)
+            status = str(answer.status)
             if answer.status != 200:
                 raise self._not_answered(replica, answer, call.body, sent_at, root=call.lane is None)
             value = decoder(answer.body)
             if call.lane is not None:
                 replica.answered(call.lane, answer.latency_s, time.monotonic())
         except TimeoutError:
-            now = time.monotonic()
+            now, status = time.monotonic(), "timeout"
             replica.refused(sent_at, now)
             replica.failed(now)
             raise _FailedError(f"no whole answer within {self._settings.timeout_s:g} s") from None
@@ -245,7 +261,9 @@ class Transport:
             replica.failed(time.monotonic())
             raise _FailedError(self._said(error)) from None
         finally:
-            replica.sent -= call.lane is not None
+            if call.lane is not None:
+                replica.sent -= 1
+                LLM_CALL_SECONDS.labels(replica.name, call.lane[0], status).observe(time.monotonic() - sent_at)
         if tokens_of is not None and replica.quota.is_capped:
             replica.quota.charge(tokens_of(value), reserved, len(call.body))
         return value
