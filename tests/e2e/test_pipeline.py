@@ -7,13 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pyarrow.parquet
 import pytest
 from sqlalchemy import text
 
 from cli.demo.corpus import normalise
+from shared.fleet import list_workers
+from shared.progress import throughput
+from shared.stages import QUEUES, RUN_STAGES
 from tests.e2e.stack import Stack
+from tests.truth import counts_and_truth
 
 
 def fretwork(stack: Stack, *arguments: str, exit_status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -53,6 +58,14 @@ def test_status_says_what_became_of_every_item(stack: Stack, run_name: str) -> N
     assert seen["conservation"]["records"] > 40
     assert [stage["stage"] for stage in seen["stages"]] == ["index", "generate", "retrieve", "dedup", "relabel"]
     assert "the counts add up" in fretwork(stack, "run", "status", "latest").stdout
+    assert all(stage["started_at"] for stage in seen["stages"])
+    with stack.engine.connect() as connection:
+        counted, there = counts_and_truth(connection, UUID(seen["run_id"]))
+        workers = list_workers(connection)
+        points = throughput(connection, UUID(seen["run_id"]), since_s=3600, points=60)
+    assert counted == there
+    assert {worker.queue for worker in workers if worker.state == "alive"} == {*QUEUES, "dispatcher"}
+    assert {point["stage"] for point in points} == set(RUN_STAGES)
 
 
 def test_no_held_out_query_stands_in_a_passage_or_record(stack: Stack, run_name: str, beir_folder: Path) -> None:

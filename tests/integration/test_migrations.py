@@ -18,6 +18,7 @@ from shared.errors import SchemaVersionError
 from shared.migrate import _config, check_version, upgrade
 from shared.schema import metadata
 from tests.servers import fresh_database
+from tests.truth import counts_and_truth
 
 
 def test_models_and_migrations_agree(database_url: str) -> None:
@@ -132,4 +133,38 @@ def test_a_ledger_in_use_loses_nothing_on_its_way_to_0002_and_back(postgres_url:
         with pytest.raises(IntegrityError), engine.begin() as connection:
             connection.execute(text("UPDATE runs SET state = 'asleep'"))
         assert migrate(command.downgrade, "0001") == before, "a paused run is a running one to the version before"
+        engine.dispose()
+
+
+def test_a_ledger_in_use_is_counted_on_its_way_to_0003(postgres_url: str) -> None:
+    with fresh_database(postgres_url) as url:
+        engine = create_engine(url)
+        config = _config()
+
+        def migrate(move: Callable[[Config, str], None], revision: str) -> dict[str, list[Any]]:
+            with engine.begin() as connection:
+                config.attributes["connection"] = connection
+                move(config, revision)
+            with engine.connect() as connection:
+                return rows_of(connection)
+
+        migrate(command.upgrade, "0001")
+        with engine.begin() as connection:
+            connection.execute(text(POPULATED))
+        before = migrate(command.upgrade, "0002")
+        after = migrate(command.upgrade, "0003")
+        assert {table: rows for table, rows in after.items() if table in before} == before
+        assert {table for table, rows in after.items() if rows} - set(before) == {"counts"}
+        with engine.begin() as connection:
+            for name in ("done", "running"):
+                run_id = connection.execute(text("SELECT CAST(md5(:name) AS uuid)"), {"name": name}).scalar_one()
+                counted, there = counts_and_truth(connection, run_id)
+                assert counted == there
+                assert there
+            connection.execute(text("UPDATE runs SET state = 'cancelled' WHERE name = 'ten-2'"))
+        back = migrate(command.downgrade, "0002")
+        states = {run["name"]: run["state"] for run in back["runs"]}
+        assert states == {"ten-1": "done", "ten-2": "paused"}, "a cancelled run must not go on in the version before"
+        del before["runs"], back["runs"]
+        assert back == before
         engine.dispose()

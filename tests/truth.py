@@ -1,0 +1,35 @@
+"""The counts of a run as they are in the tables themselves: what `shared.counts` must say at every moment."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from shared.counts import read_counts
+
+_TRUTH = """
+    SELECT stage, label_version, state, sum(item_count) FROM shards WHERE run_id = :id GROUP BY 1, 2, 3
+    UNION ALL
+    SELECT stage, label_version, 'drop:' || reason, count(*) FROM drops WHERE run_id = :id GROUP BY 1, 2, 3
+    UNION ALL
+    SELECT 'generate', 1, 'queries', count(*) FROM queries WHERE run_id = :id
+    UNION ALL
+    SELECT 'generate', 1, 'seeds', count(DISTINCT seed_passage_id) FROM queries WHERE run_id = :id
+    UNION ALL
+    SELECT 'relabel', label_version, 'records', count(*) FROM fret_records WHERE run_id = :id GROUP BY 2
+    UNION ALL
+    SELECT 'relabel', label_version, 'moved', count(*) FILTER (WHERE positive_changed)
+    FROM fret_records WHERE run_id = :id GROUP BY 2
+"""
+Counts = dict[tuple[str, int, str], int]
+
+
+def counts_and_truth(connection: Connection, run_id: UUID) -> tuple[Counts, Counts]:
+    """What is counted and what is there, without the zeros; both from one snapshot if the transaction has one."""
+    there = connection.execute(text(_TRUTH), {"id": run_id}).all()
+    counted = read_counts(connection, run_id)
+    return (
+        {(count.stage, count.label_version, count.what): count.amount for count in counted if count.amount},
+        {(stage, version, what): int(amount) for stage, version, what, amount in there if amount},
+    )
