@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 from sqlalchemy import Connection, text
 
@@ -15,8 +15,22 @@ LOST_AFTER_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
+class EndpointLoad:
+    """Calls to one LLM server, in flight and allowed. `waiting` is the server's own count of queued requests, if it
+    says one; `is_open`: it is left alone for a while, because of `error`.
+    """
+
+    endpoint: str
+    in_flight: int
+    limit: int
+    waiting: float | None
+    is_open: bool
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Worker:
-    """A process by its own word. `lost`: not heard of for 20 s. `llm` has an object per LLM server that it calls."""
+    """A process by its own word. `lost`: not heard of for 20 s. `shards`: in hand; `llm`: the servers that it calls."""
 
     worker: str
     queue: str
@@ -27,7 +41,7 @@ class Worker:
     seen_at: datetime
     state: Literal["alive", "lost"]
     shards: int
-    llm: list[dict[str, Any]]
+    llm: list[EndpointLoad]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +62,7 @@ class LLMLoad:
     in_flight: int
     limit: int
     waiting: float | None
-    endpoints: list[dict[str, Any]]
+    endpoints: list[EndpointLoad]
 
 
 def list_workers(connection: Connection) -> list[Worker]:
@@ -60,7 +74,7 @@ def list_workers(connection: Connection) -> list[Worker]:
         ),
         {"lost_after_s": LOST_AFTER_S},
     ).mappings()
-    return [Worker(**row) for row in rows]
+    return [Worker(**{**row, "llm": [EndpointLoad(**load) for load in row["llm"]]}) for row in rows]
 
 
 def list_queues(connection: Connection, depth: Callable[[str], int | None]) -> list[Queue]:
@@ -95,24 +109,31 @@ def list_queues(connection: Connection, depth: Callable[[str], int | None]) -> l
 
 def llm_load(connection: Connection) -> LLMLoad:
     """The LLM servers as the living workers see them together."""
-    by_endpoint: dict[str, dict[str, Any]] = {}
+    by_endpoint: dict[str, EndpointLoad] = {}
     for worker in list_workers(connection):
         if worker.state == "lost":
             continue
         for seen in worker.llm:
-            known = by_endpoint.setdefault(seen["endpoint"], {**seen, "in_flight": 0, "limit": 0})
-            known["in_flight"] += seen["in_flight"]
-            known["limit"] += seen["limit"]
-            if seen["waiting"] is not None:
-                # each asks the same server: the latest count is as good as another's
-                known["waiting"] = max(known["waiting"] or 0, seen["waiting"])
-            if seen["is_open"]:
-                known.update(is_open=True, error=seen["error"])
+            known = by_endpoint.get(seen.endpoint)
+            by_endpoint[seen.endpoint] = _together(known, seen) if known else seen
     endpoints = [by_endpoint[endpoint] for endpoint in sorted(by_endpoint)]
-    waiting = [endpoint["waiting"] for endpoint in endpoints if endpoint["waiting"] is not None]
+    waiting = [endpoint.waiting for endpoint in endpoints if endpoint.waiting is not None]
     return LLMLoad(
-        sum(endpoint["in_flight"] for endpoint in endpoints),
-        sum(endpoint["limit"] for endpoint in endpoints),
+        sum(endpoint.in_flight for endpoint in endpoints),
+        sum(endpoint.limit for endpoint in endpoints),
         sum(waiting) if waiting else None,
         endpoints,
+    )
+
+
+def _together(one: EndpointLoad, other: EndpointLoad) -> EndpointLoad:
+    """One server as two processes see it: each has calls of its own, and both ask the server what waits there."""
+    waiting = [count for count in (one.waiting, other.waiting) if count is not None]
+    return EndpointLoad(
+        one.endpoint,
+        one.in_flight + other.in_flight,
+        one.limit + other.limit,
+        max(waiting, default=None),
+        one.is_open or other.is_open,
+        one.error or other.error,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics, generate_latest
 
+disable_created_metrics()  # type: ignore[no-untyped-call]
 _registry = CollectorRegistry()
 
 SHARD_SECONDS = Histogram(

@@ -88,7 +88,8 @@ def stage_progress(connection: Connection, run_id: UUID) -> list[StageProgress]:
     return _stages(read_counts(connection, run_id), _paces(connection, run_id))
 
 
-def _stages(counts: Sequence[Count], paces: dict[str, _Pace]) -> list[StageProgress]:
+def _stages(counts: Sequence[Count], paces: dict[str, _Pace], is_over: bool = False) -> list[StageProgress]:
+    """A run that is over has no rate: what its last minutes were is in `throughput`."""
     result = []
     for stage in RUN_STAGES:
         amounts: Counter[str] = Counter()
@@ -97,7 +98,7 @@ def _stages(counts: Sequence[Count], paces: dict[str, _Pace]) -> list[StageProgr
                 amounts[count.what] += count.amount
         total = sum(amounts[state] for state in ("waiting", "ready", "claimed", "done", "dead"))
         pace = paces.get(stage)
-        rate_1m, rate_10m = (pace.rate_1m, pace.rate_10m) if pace else (0.0, 0.0)
+        rate_1m, rate_10m = (pace.rate_1m, pace.rate_10m) if pace and not is_over else (0.0, 0.0)
         left, rate = total - amounts["done"] - amounts["dead"], rate_1m or rate_10m
         result.append(
             StageProgress(
@@ -222,6 +223,7 @@ def describe(connection: Connection, run: Run) -> dict[str, Any]:
         ),
         by_id,
     ).mappings()
+    stages = _stages(counts, _paces(connection, run.run_id), is_over=row.state in ("done", "cancelled"))
     return {
         "run_id": str(run.run_id),
         "run": run.name,
@@ -236,7 +238,7 @@ def describe(connection: Connection, run: Run) -> dict[str, Any]:
         "config": run.config.model_dump(mode="json"),
         "records": sums.records,
         "moved": sum(c.amount for c in counts if c.what == "moved" and c.label_version == 1),
-        "stages": [_plain(stage) for stage in _stages(counts, _paces(connection, run.run_id))],
+        "stages": [_plain(stage) for stage in stages],
         "llm": asdict(llm_load(connection)) if run.config.teacher == "llm" else None,
         "usage": [asdict(usage) for usage in token_usage(connection, run.run_id)],
         "conservation": {**asdict(sums), "holds": sums.holds},

@@ -63,8 +63,19 @@ class Settings(BaseSettings):
     max_local_passages: int = Field(20_000, description="the largest corpus that the in-process Qdrant may hold")
     status_host: str = Field("127.0.0.1", description="the address on which the status API listens")
     status_port: int = Field(8765, ge=1, le=65535, description="the port on which the status API listens")
+    status_token: SecretStr | None = Field(
+        None, description="the bearer token for acting through the status API; without it one is made at first start"
+    )
+    status_read_from_anywhere: bool = Field(
+        False, description="whoever can connect to the status API may read; else other machines need the token"
+    )
+    status_hosts: str = Field("", description="names that the status API is called by, separated by commas")
     status_fd: int | None = Field(None, description="the open socket that `fretwork up` hands to the status API")
     log_level: str = Field("INFO")
+
+    @property
+    def status_host_names(self) -> frozenset[str]:
+        return frozenset(name.strip().lower() for name in self.status_hosts.split(",") if name.strip())
 
     @property
     def renew_every_s(self) -> float:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from shared.models import as_given
 
 # threads per queue; the retriever's second reads the database while the first embeds
 WORKERS: Mapping[str, int] = {"retriever": 2, "generator": 4, "relabeler": 4, "trainer": 1}
+TOKEN_FILE = "status.token"  # noqa: S105 - its name
 TORCH_QUEUES = ("retriever", "trainer")
 
 
@@ -36,11 +39,22 @@ def dispatcher(home: Path, addresses: Addresses) -> ChildSpec:
 
 
 def status(home: Path, addresses: Addresses, listener_fd: int) -> ChildSpec:
-    """It is handed the open socket, so that nobody takes the port while it starts, or starts again."""
-    ours = {"FRETWORK_STATUS_FD": str(listener_fd)}
+    """It is handed the open socket, so that nobody takes the port while it starts, or starts again, and the token."""
+    ours = {"FRETWORK_STATUS_FD": str(listener_fd), "FRETWORK_STATUS_TOKEN": status_token(home)}
     url = f"{addresses.status_url}/healthz"
     spec = _python("status", ("-m", "services.status"), home, addresses, {}, ours, lambda child: _answers(url))
     return replace(spec, pass_fds=(listener_fd,))
+
+
+def status_token(home: Path) -> str:
+    """FRETWORK_STATUS_TOKEN, or one that is made once and kept in the home, for its owner alone to read."""
+    chosen = os.environ.get("FRETWORK_STATUS_TOKEN")
+    if chosen:
+        return chosen
+    file = home / TOKEN_FILE
+    with suppress(FileExistsError), open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as new:
+        new.write(f"{secrets.token_urlsafe(32)}\n")
+    return file.read_text().strip()
 
 
 def _python(

@@ -217,5 +217,6 @@ def run_stack(home: Path, *, workers: Mapping[str, int] = children.WORKERS) -> N
             supervisor.start(children.dispatcher(home, addresses), children.status(home, addresses, listener.fileno()))
             supervisor.start(*(children.worker(home, addresses, *queue) for queue in workers.items()))
         supervisor.publish(addresses)
-        say("everything is ready" + (f"; the status API answers at {addresses.status_url}" if workers else ""))
+        where = f"; look at {addresses.status_url} (the token for acting is in {home / children.TOKEN_FILE})"
+        say("everything is ready" + (where if workers else ""))
         supervisor.watch()

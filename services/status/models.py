@@ -1,15 +1,16 @@
-"""What the status API answers, typed. The figures themselves come from shared/progress.py."""
+"""What the status API takes and answers, typed. The figures come from shared/progress.py, fleet.py and reading.py."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.fleet import LLMLoad
+from shared.fleet import LLMLoad, Queue, Worker
 from shared.progress import StageProgress, TokenUsage
+from shared.reading import DeadShard, SampleRecord
 from shared.records import RunConfig
 from shared.stages import Stage
 
@@ -18,22 +19,34 @@ RunState = Literal["running", "paused", "cancelled", "done"]
 
 class Health(BaseModel):
     status: Literal["ok"] = "ok"
-    version: str = Field(examples=["0.1.0"])
+    version: str
+
+
+class Dependency(BaseModel):
+    name: str = Field(description="database, broker, qdrant, llm, or llm 1, llm 2 … where there are several")
+    ok: bool
+    reason: str | None = Field(None, description="why it is not ok")
+    seconds: float | None = Field(None, description="how long its answer took")
+
+
+class Readiness(BaseModel):
+    ready: bool = Field(description="whether database and broker answer")
+    dependencies: list[Dependency]
 
 
 class RunSummary(BaseModel):
     run_id: UUID
-    name: str = Field(examples=["scifact-1"])
+    name: str
     state: RunState
     created_at: datetime
     finished_at: datetime | None
-    sampled_count: int = Field(description="seed passages that queries are generated from", examples=[5183])
-    records: int = Field(description="FRet records so far", examples=[4790])
+    sampled_count: int = Field(description="seed passages that queries are generated from")
+    records: int = Field(description="FRet records so far, of label version 1")
 
 
 class RunPage(BaseModel):
     runs: list[RunSummary] = Field(description="newest first")
-    next: str | None = Field(description="`after` of the next page; null on the last", examples=["scifact-1"])
+    next: str | None = Field(description="`after` of the next page; null on the last")
 
 
 class ConservationFigures(BaseModel):
@@ -55,94 +68,19 @@ class DeadShards(BaseModel):
 
     stage: Stage
     shards: int
-    error_type: str
-    error_message: str
+    error_type: str | None
+    error_message: str | None
 
 
 class RunStatus(BaseModel):
     """The object that `fretwork run status --json` prints."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "run_id": "0f8d1c9e-6a53-5d0e-8c11-2b1f6b7f4a10",
-                    "run": "scifact-1",
-                    "corpus": "scifact",
-                    "state": "paused",
-                    "created_at": "2026-03-01T09:00:00Z",
-                    "finished_at": None,
-                    "paused_reason": "used 3,200,123 of 3,200,000 tokens: `fretwork run resume scifact-1 "
-                    "--max-tokens N` goes on",
-                    "max_tokens": 3_200_000,
-                    "used_tokens": 3_200_123,
-                    "deadline_at": "2026-03-01T18:00:00Z",
-                    "config": RunConfig().model_dump(mode="json"),
-                    "records": 0,
-                    "moved": 0,
-                    "stages": [
-                        {
-                            "stage": "generate",
-                            "total": 5183,
-                            "done": 4192,
-                            "claimed": 128,
-                            "dead": 32,
-                            "rate_1m": 68.5,
-                            "rate_10m": 61.2,
-                            "eta_s": 14.0,
-                            "started_at": "2026-03-01T09:00:20Z",
-                            "reasons": {"no_sentence": 11},
-                        }
-                    ],
-                    "llm": {
-                        "in_flight": 96,
-                        "limit": 128,
-                        "waiting": 0.0,
-                        "endpoints": [
-                            {
-                                "endpoint": "http://vllm:8000/v1",
-                                "in_flight": 96,
-                                "limit": 128,
-                                "waiting": 0.0,
-                                "is_open": False,
-                                "error": None,
-                            }
-                        ],
-                    },
-                    "usage": [
-                        {
-                            "stage": "generate",
-                            "model": "Qwen/Qwen3-8B",
-                            "requests": 4210,
-                            "prompt_tokens": 2947523,
-                            "completion_tokens": 252600,
-                        }
-                    ],
-                    "conservation": {
-                        "sampled": 5183,
-                        "seeds_with_queries": 4181,
-                        "passages_dropped": 11,
-                        "passages_open": 991,
-                        "queries": 4181,
-                        "records": 0,
-                        "queries_dropped": 0,
-                        "queries_open": 4181,
-                        "holds": True,
-                    },
-                    "dead": [
-                        {"stage": "generate", "shards": 1, "error_type": "KeyError", "error_message": "UUID('6f…')"}
-                    ],
-                }
-            ]
-        }
-    )
 
     run_id: UUID
     run: str = Field(description="the run's name")
     corpus: str
     state: RunState
     created_at: datetime
-    finished_at: datetime | None = None
+    finished_at: datetime | None
     paused_reason: str | None = Field(description="while paused: why, and the command that resumes the run")
     max_tokens: int | None = Field(description="tokens after which the run is paused; null: no limit")
     used_tokens: int = Field(description="prompt and completion tokens of all calls so far")
@@ -155,6 +93,113 @@ class RunStatus(BaseModel):
     usage: list[TokenUsage] = Field(description="what the calls of each stage to each model cost so far")
     conservation: ConservationFigures
     dead: list[DeadShards]
+
+
+class RecordPage(BaseModel):
+    records: list[SampleRecord]
+    next: UUID | None = Field(description="`after` of the next page; null on the last")
+
+
+class DeadPage(BaseModel):
+    dead: list[DeadShard]
+    next: UUID | None = Field(description="`after` of the next page; null on the last")
+
+
+class ThroughputPoint(BaseModel):
+    at: datetime = Field(description="when the step begins")
+    stage: Stage
+    items_per_s: float
+
+
+class Throughput(BaseModel):
+    points: list[ThroughputPoint]
+
+
+class Queues(BaseModel):
+    queues: list[Queue]
+
+
+class Workers(BaseModel):
+    workers: list[Worker]
+
+
+class TrainingProgress(BaseModel):
+    """Empty until the first step."""
+
+    step: int | None = None
+    total_steps: int | None = None
+    loss: float | None = Field(None, description="of the batch of that step")
+    examples_per_s: float | None = None
+    eta_s: float | None = None
+
+
+class Measured(BaseModel):
+    """An evaluation of the model, as `fretwork evaluate --json` prints it: `dims`, and with a baseline `delta`."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    beir_dir: str
+    split: str
+    result: dict[str, Any]
+
+
+class TrainingStatus(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    training_run_id: UUID
+    run: str = Field(description="the run whose records it trains on")
+    label_version: int
+    state: Literal["waiting", "ready", "claimed", "done", "dead"] = Field(description="claimed: it is being worked on")
+    created_at: datetime
+    output_dir: str = Field(description="where the model folder goes")
+    config: dict[str, Any] = Field(description="the trainer's configuration")
+    progress: TrainingProgress
+    curve: list[tuple[int, float]] = Field(description="step and loss, at most 500 points")
+    result: dict[str, Any] | None = Field(description="the trainer's facts about the finished model")
+    evaluations: list[Measured]
+    error: str | None
+
+
+class Trainings(BaseModel):
+    training_runs: list[TrainingStatus] = Field(description="newest first")
+
+
+# what a bigint and a PostgreSQL interval hold
+MaxTokens = Annotated[int, Field(ge=1, le=2**62, description="pause the run once its LLM calls have used so many")]
+MaxHours = Annotated[float, Field(gt=0, le=24 * 365 * 10, description="pause the run after this time from now")]
+
+
+class Limits(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"max_tokens": 5_000_000}]})
+
+    max_tokens: MaxTokens | None = None
+    max_hours: MaxHours | None = None
+
+
+class StartRun(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    EXAMPLES: ClassVar[dict[str, Any]] = {
+        "offline": {"value": {"corpus": "scifact", "config": {"teacher": "offline", "num_seed_passages": 1000}}},
+        "like an earlier run": {"value": {"corpus": "scifact", "like": "scifact-1", "max_hours": 8}},
+    }
+
+    corpus: str = Field(max_length=300, pattern=r"^[^\x00]+$", description="the name of a corpus")
+    like: str | None = Field(
+        None, max_length=300, pattern=r"^[^\x00]+$", description="an earlier run whose settings are taken over"
+    )
+    config: dict[str, Any] = Field({}, description="settings of the run, over the defaults or those of `like`")
+    max_tokens: MaxTokens | None = None
+    max_hours: MaxHours | None = None
+
+
+class Retry(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"shard_id": None}]})
+
+    shard_id: UUID | None = Field(None, description="one dead shard; null: all of the run's")
+
+
+class RetriedShards(BaseModel):
+    shards: int = Field(description="how many were put back")
 
 
 class Problem(BaseModel):

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, insert, text
@@ -53,7 +54,7 @@ def generate_shards(connection: Connection, run: Run) -> list[ledger.Claim]:
 
 
 def write_queries(connection: Connection, run: Run, held: ledger.Claim, number: int = 2) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "run_id": run.run_id,
             "query_id": query_id(run.fingerprint, passage, ordinal),
