@@ -11,7 +11,7 @@ import redis
 from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from sqlalchemy import Connection
 
 from services.status.events import Watch, changes
@@ -211,19 +211,20 @@ def _look(request: Request, run: Annotated[str | None, Query(**NAME)] = None) ->
     """What a listener listens to: a name, and a look at it. Raises HTTPException 404 before the stream begins."""
     engine = request.app.state.engine
 
-    def take(look: Callable[[Connection], Any]) -> Callable[[], Any]:
+    def take(look: Callable[[Connection], BaseModel]) -> Callable[[], Any]:
         def taken() -> Any:
             with engine().connect() as connection:
-                return look(connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True))
+                seen = look(connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True))
+            return seen.model_dump(mode="json")
 
         return taken
 
     if run is None:
-        return "", take(lambda connection: {"runs": list_runs(connection, MAX_PAGE)})
+        return "", take(lambda connection: runs(connection, MAX_PAGE))
     with engine().connect() as connection:
         found = find(connection, run)
     # found anew each time: its state is part of it
-    return str(found.run_id), take(lambda connection: describe(connection, find_run(connection, found.run_id)))
+    return str(found.run_id), take(lambda connection: run_status(connection, find_run(connection, found.run_id)))
 
 
 @router.get("/events", response_class=EventSourceResponse, responses=OF_A_RUN)
