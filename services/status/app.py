@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
 from sqlalchemy import Engine
 
 from services.status import acting, problems, reading
 from services.status.events import Watch
+from services.status.page import routes as page
 from services.status.security import Guard
 from shared import database
+
+STATIC = Path(__file__).parent / "page" / "static"
 
 
 def create_app(
@@ -29,6 +34,8 @@ def create_app(
     app.include_router(reading.open_router)
     app.include_router(reading.router)
     app.include_router(acting.router)
+    app.include_router(page.router)
+    app.mount("/static", StaticFiles(directory=STATIC))
     app.add_middleware(Guard)
     problems.register(app)
     return app

@@ -105,16 +105,6 @@ class DeadPage(BaseModel):
     next: UUID | None = Field(description="`after` of the next page; null on the last")
 
 
-class ThroughputPoint(BaseModel):
-    at: datetime = Field(description="when the step begins")
-    stage: Stage
-    items_per_s: float
-
-
-class Throughput(BaseModel):
-    points: list[ThroughputPoint]
-
-
 class Queues(BaseModel):
     queues: list[Queue]
 

@@ -25,7 +25,6 @@ from services.status.models import (
     RecordPage,
     RunPage,
     RunStatus,
-    Throughput,
     Trainings,
     TrainingStatus,
     Workers,
@@ -35,7 +34,7 @@ from services.status.readiness import ask_all
 from services.status.security import may_read
 from shared.errors import NotFoundError
 from shared.fleet import list_queues, list_workers
-from shared.progress import describe, list_runs, throughput
+from shared.progress import Throughput, describe, list_runs, throughput
 from shared.reading import dead_shards, find_training, list_records, list_trainings
 from shared.runs import Run, find_policy, find_run
 from shared.settings import settings
@@ -165,8 +164,8 @@ def run_throughput(
     since_s: Annotated[int, Query(ge=10, le=30 * 86400, description="how far to look back")] = 1800,
     points: Annotated[int, Query(ge=1, le=1000, description="at most about so many per stage")] = 180,
 ) -> Throughput:
-    """What got done over time; a step in which a stage got nothing done has no point."""
-    return Throughput.model_validate({"points": throughput(connection, run.run_id, since_s, points)})
+    """What got done over time: in the last `since_s` seconds of the run, up to now or to its end."""
+    return throughput(connection, run.run_id, since_s, points)
 
 
 @router.get("/runs/{run}/training-runs", responses=example("trainings") | OF_A_RUN)

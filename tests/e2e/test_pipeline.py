@@ -62,10 +62,10 @@ def test_status_says_what_became_of_every_item(stack: Stack, run_name: str) -> N
     with stack.engine.connect() as connection:
         counted, there = counts_and_truth(connection, UUID(seen["run_id"]))
         workers = list_workers(connection)
-        points = throughput(connection, UUID(seen["run_id"]), since_s=3600, points=60)
+        points = throughput(connection, UUID(seen["run_id"]), since_s=3600, points=60).points
     assert counted == there
     assert {worker.queue for worker in workers if worker.state == "alive"} == {*QUEUES, "dispatcher"}
-    assert {point["stage"] for point in points} == set(RUN_STAGES)
+    assert {point.stage for point in points} == set(RUN_STAGES)
 
 
 def test_no_held_out_query_stands_in_a_passage_or_record(stack: Stack, run_name: str, beir_folder: Path) -> None:

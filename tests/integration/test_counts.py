@@ -175,6 +175,7 @@ def test_rates_are_those_of_the_last_one_and_ten_minutes(engine: Engine, run: Ru
         generate_shards(connection, run)
         add_up(connection)
         connection.execute(text("UPDATE run_stages SET started_at = now() - interval '1 hour'"))
+        connection.execute(text("UPDATE runs SET created_at = now() - interval '1 hour'"))
         connection.execute(
             text(
                 "INSERT INTO throughput (run_id, stage, at, items) "
@@ -185,10 +186,10 @@ def test_rates_are_those_of_the_last_one_and_ten_minutes(engine: Engine, run: Ru
         )
     with engine.connect() as connection:
         generate = {stage.stage: stage for stage in stage_progress(connection, run.run_id)}[Stage.GENERATE]
-        points = throughput(connection, run.run_id, since_s=600, points=20)
+        points = throughput(connection, run.run_id, since_s=600, points=20).points
     # the last bucket has just begun, so a minute's window is between 50 and 60 s long
     assert 6 * 30 / 60 <= generate.rate_1m <= 6 * 30 / 50
     assert (6 * 30 + 54 * 10) / 600 <= generate.rate_10m <= (6 * 30 + 54 * 10) / 590
     assert generate.eta_s == pytest.approx(PASSAGES / generate.rate_1m)
     assert 18 <= len(points) <= 21
-    assert {point["items_per_s"] for point in points[1:-3]} == {1.0}
+    assert {point.items_per_s for point in points[1:-3]} == {1.0}
