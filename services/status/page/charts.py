@@ -50,7 +50,8 @@ def throughput_chart(found: Throughput) -> Chart | None:
         if values
     }
     times = [first + index * step for index in range(steps)]
-    x = [clock(at)[11:] for at in (times[0], times[steps // 2], times[-1])] if steps > 2 else [clock(times[0])[11:]]
+    marked = (times[0], times[steps // 2], times[-1]) if steps > 2 else times
+    x = [clock(at)[11:] for at in marked]
     rows = [
         [clock(at)[11:], *(short(points[index][1]) for points in series.values())]
         for index, at in enumerate(times)
@@ -74,7 +75,10 @@ def _chart(
     series: Mapping[str, Sequence[tuple[float, float]]], x: list[str], columns: list[str], rows: list[list[str]]
 ) -> Chart:
     left = min(points[0][0] for points in series.values())
-    width = max(points[-1][0] for points in series.values()) - left or 1.0
+    width = max(points[-1][0] for points in series.values()) - left
+    if not width:  # a lone step is a level line: SVG draws nothing for a point
+        series = {name: [points[0], (left + 1, points[0][1])] for name, points in series.items()}
+        width = 1.0
     top = _round_up(max(value for points in series.values() for _, value in points))
     lines = [
         Line(

@@ -148,6 +148,7 @@ async function act(name) {
   refresh();
 }
 
+document.getElementById("ask-no")?.addEventListener("click", () => dialog.close("no")); // no submit button: Enter is for yes
 main.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-act]");
   if (button) act(button.dataset.act);
