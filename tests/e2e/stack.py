@@ -89,8 +89,9 @@ class Stack:
 @contextmanager
 def real_stack(home: Path, **environment: str) -> Iterator[Stack]:
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("FRETWORK_")]:
-            patch.delenv(name)
+        for name in list(os.environ):
+            if name.startswith("FRETWORK_") and not name.startswith("FRETWORK_TEST_"):
+                patch.delenv(name)
         for name, value in environment.items():
             patch.setenv(name, value)
         with ensure_stack(home, workers=True) as addresses:

@@ -241,7 +241,8 @@ def test_it_can_be_used_with_the_keyboard_alone(page: Page, url: str, finished: 
 
 
 NAMELESS = """() => [...document.querySelectorAll("a, button, input, select, summary, progress, svg[role=img]")].filter(
-  each => each.checkVisibility() && !(each.textContent.trim() || each.labels?.length || each.ariaLabel || each.getAttribute("aria-labelledby"))
+  each => each.checkVisibility() && !(
+    each.textContent.trim() || each.labels?.length || each.ariaLabel || each.getAttribute("aria-labelledby"))
 ).map(each => each.outerHTML.slice(0, 120))"""
 UNTITLED = """() => [...document.querySelectorAll("table")].filter(
   each => !each.caption || [...each.querySelectorAll("th")].some(cell => !cell.scope)).map(each => each.innerText)"""
