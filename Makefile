@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 UV := uv==0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-vllm bench-llm vllm lint format lock clean
+.PHONY: help setup demo test test-unit test-vllm test-compose bench-llm bench-watch vllm lint format lock clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -21,8 +21,8 @@ setup: $(BIN)/.installed ## make .venv from requirements.lock (the other targets
 demo: setup ## run the whole job on this machine and print what the training gained
 	$(BIN)/fretwork demo
 
-test: setup ## all tests that need no GPU, no vLLM and no Qdrant server
-	$(BIN)/python -m pytest -m "not gpu and not vllm and not qdrant"
+test: setup ## all tests that need no GPU, no vLLM, no Qdrant server and no Docker
+	$(BIN)/python -m pytest -m "not gpu and not vllm and not qdrant and not compose"
 
 test-unit: setup ## the fast tests, without servers
 	$(BIN)/python -m pytest tests/unit
@@ -32,8 +32,14 @@ test-vllm: setup ## the tests against the vLLM server at FRETWORK_TEST_VLLM_URL
 		"http://127.0.0.1:8000/v1 for the one that \`make vllm\` starts" >&2; exit 1; }
 	$(BIN)/python -m pytest -m vllm
 
+test-compose: setup ## build the images, run the stack in containers, harm it, take it down (needs Docker; ten minutes)
+	$(BIN)/python -m pytest -m compose
+
 bench-llm: setup ## measure the LLM teacher: figures to benchmarks/results/llm.json (about half an hour, on a quiet machine)
 	$(BIN)/python -m benchmarks.llm
+
+bench-watch: setup ## measure what watching costs at a million items: figures to benchmarks/results/watch.json
+	$(BIN)/python -m benchmarks.watch
 
 vllm: .venv-vllm/.installed ## serve MODEL with vLLM on this machine's GPU: make vllm MODEL=NAME-OR-FOLDER
 	.venv-vllm/bin/vllm serve "$(MODEL)" --host 127.0.0.1 --port $(VLLM_PORT) $(VLLM_OPTIONS)

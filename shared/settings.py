@@ -37,7 +37,9 @@ class LLMSettings(BaseModel):
     @field_validator("base_url")
     @classmethod
     def _are_urls(cls, value: str | None) -> str | None:
-        for url in (value or "http://").split(","):
+        if not value:  # empty: how Compose says that there is none
+            return None
+        for url in value.split(","):
             if not url.strip().startswith(("http://", "https://")):
                 raise ValueError(f"{url.strip()!r} is no URL: it has to start with http:// or https://")
         return value

@@ -20,6 +20,12 @@ from shared.stages import QUEUES
 
 ROOT = Path(__file__).parents[2]
 SERVICES = (*QUEUES, "dispatcher", "status")
+BUILT = {
+    **{service: ROOT / "services" / service / "Dockerfile" for service in SERVICES},
+    "cli": ROOT / "cli" / "Dockerfile",
+    "flower": ROOT / "monitoring" / "flower" / "Dockerfile",
+}
+ONCE = ("migrate", "folders", "cli")
 TORCH = {"torch", "transformers", "sentence-transformers", "accelerate"}
 COMPOSE = ROOT / "docker-compose.yml"
 CPU = ROOT / "docker-compose.cpu.yml"
@@ -30,7 +36,7 @@ PINNED = re.compile(r"[\w./-]+:v?\d+\.\d+[\w.-]*")
 
 def dockerfile(service: str) -> list[tuple[str, str]]:
     """Instructions and their arguments, in order."""
-    lines = (ROOT / "services" / service / "Dockerfile").read_text().replace("\\\n", "").splitlines()
+    lines = BUILT[service].read_text().replace("\\\n", "").splitlines()
     pairs = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
     return [(name, arguments) for name, arguments in pairs]
 
@@ -82,7 +88,15 @@ def test_an_image_holds_shared_and_its_own_service_only(service: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("service", SERVICES)
+def test_the_command_line_has_the_services_code_and_its_own_entry() -> None:
+    copied = [arguments for name, arguments in dockerfile("cli") if name == "COPY"]
+    assert copied[2:] == ["shared shared", "services services", "cli cli"]
+    assert json.loads(dict(dockerfile("cli"))["ENTRYPOINT"]) == ["fretwork"]
+    assert PROJECT["scripts"] == {"fretwork": "cli.main:main"}
+    assert CONFIGURED["cli"]["profiles"] == ["cli"], "`up` starts no command line"
+
+
+@pytest.mark.parametrize("service", [*SERVICES, "cli"])
 def test_an_image_installs_the_locked_versions_and_torch_only_where_it_is_used(service: str) -> None:
     (install,) = (arguments for _, arguments in dockerfile(service) if "pip install" in arguments)
     assert "--constraint constraints.txt" in install
@@ -93,7 +107,7 @@ def test_an_image_installs_the_locked_versions_and_torch_only_where_it_is_used(s
     assert bool(requirements(extras) & TORCH) == (service in ("retriever", "trainer"))
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", [*SERVICES, "cli"])
 def test_a_dockerfile_is_multi_stage_unprivileged_and_for_either_builder(service: str) -> None:
     instructions = dockerfile(service)
     names = [name for name, _ in instructions]
@@ -102,24 +116,27 @@ def test_a_dockerfile_is_multi_stage_unprivileged_and_for_either_builder(service
         "python:3.11-slim-bookworm",
     ]
     assert dict(instructions)["USER"] == "fretwork"
-    assert names[-2:] == ["USER", "CMD"]
-    text = (ROOT / "services" / service / "Dockerfile").read_text()
-    assert not re.search(r"--mount|--chmod|--link|^# *syntax|<<", text, re.MULTILINE)
+    assert names[-1] == "CMD"
+    assert not {"RUN", "COPY"} & set(names[names.index("USER") :])
+    assert not re.search(r"--mount|--chmod|--link|^# *syntax|<<", BUILT[service].read_text(), re.MULTILINE)
 
 
 def test_nothing_but_the_status_api_is_published_and_that_on_loopback() -> None:
     published = {name: service["ports"] for name, service in CONFIGURED.items() if "ports" in service}
-    assert published == {"status": ["127.0.0.1:${FRETWORK_STATUS_PORT:-8765}:8765"]}
-    assert not any("network_mode" in service or "privileged" in service for service in CONFIGURED.values())
+    always = {name: ports for name, ports in published.items() if "profiles" not in CONFIGURED[name]}
+    assert always == {"status": ["127.0.0.1:${FRETWORK_STATUS_PORT:-8765}:8765"]}
+    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
+    assert all(service.get("network_mode", "none") == "none" for service in CONFIGURED.values())
+    assert not any("privileged" in service for service in CONFIGURED.values())
 
 
 def test_versions_are_pinned_and_our_images_have_the_projects() -> None:
     for name, service in CONFIGURED.items():
         assert PINNED.fullmatch(service["image"]), name
         if "build" in service:
-            built = Path(service["build"]["dockerfile"]).parent.name
+            built = "dispatcher" if name in ("migrate", "folders") else name
+            assert ROOT / service["build"]["dockerfile"] == BUILT[built]
             assert service["image"] == f"fretwork/{built}:{PROJECT['version']}"
-            assert built == ("dispatcher" if name == "migrate" else name)
 
 
 def test_the_qdrant_server_is_one_that_its_client_speaks_to() -> None:
@@ -135,10 +152,11 @@ def test_the_qdrant_server_is_one_that_its_client_speaks_to() -> None:
 def test_commands_are_in_exec_form_and_what_is_waited_for_says_when_it_is_healthy() -> None:
     for name, service in CONFIGURED.items():
         assert isinstance(service.get("command", []), list), name
-        assert service["restart"] == ("no" if name == "migrate" else "unless-stopped")
+        assert service["restart"] == ("no" if name in ONCE else "unless-stopped")
+        assert "mem_limit" in service
         if "healthcheck" in service:
             assert service["healthcheck"]["test"][0] == "CMD"
-        if name != "migrate":
+        if name not in ONCE:
             assert "stop_grace_period" in service
         for other, how in service.get("depends_on", {}).items():
             assert ("healthcheck" in CONFIGURED[other]) == (how["condition"] == "service_healthy")
@@ -157,8 +175,7 @@ def test_redis_keeps_what_it_was_told() -> None:
 def test_every_fretwork_variable_is_a_setting() -> None:
     known = {f"FRETWORK_{name.upper()}" for name in Settings.model_fields}
     known |= {f"FRETWORK_LLM__{name.upper()}" for name in LLMSettings.model_fields}
-    files = [COMPOSE, CPU, ROOT / ".env.example", *(ROOT / "services" / name / "Dockerfile" for name in SERVICES)]
-    for path in files:
+    for path in [COMPOSE, CPU, ROOT / ".env.example", *BUILT.values()]:
         assert set(re.findall(r"FRETWORK_[A-Z0-9_]+", path.read_text())) <= known, path
 
 
@@ -169,6 +186,7 @@ def test_the_example_environment_names_every_variable_with_its_default() -> None
     documented = dict(re.findall(r"^#(\w+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert documented == {
         **defaults,
+        "FRETWORK_STATUS_TOKEN": "",
         **dict.fromkeys(("HF_TOKEN", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"), ""),
         **dict.fromkeys((f"FRETWORK_LLM__{name}" for name in ("MODEL", "API_KEY")), ""),
         **dict.fromkeys((f"FRETWORK_LLM__MAX_{name}_PER_MINUTE" for name in ("REQUESTS", "TOKENS")), ""),
@@ -176,20 +194,30 @@ def test_the_example_environment_names_every_variable_with_its_default() -> None
     }
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", [*SERVICES, "cli"])
 def test_who_asks_an_llm_is_told_where_it_is(service: str) -> None:
-    asks = any((ROOT / "services" / service).glob("prompted.py"))
+    asks = any((ROOT / "services" / service).glob("prompted.py")) or service == "cli"  # it looks at the teacher
     told = {name for name in CONFIGURED[service]["environment"] if name.startswith("FRETWORK_LLM__")}
+    if service == "status":  # /readyz asks whether it is there
+        assert told == {"FRETWORK_LLM__BASE_URL"}
+        return
     assert told == ({f"FRETWORK_LLM__{name.upper()}" for name in LLMSettings.model_fields} if asks else set())
     (install,) = (arguments for _, arguments in dockerfile(service) if "pip install" in arguments)
-    assert ("[llm]" in install) == asks
+    assert bool(re.search(r"\bllm\b", install)) == asks
 
 
 def test_without_a_gpu_nothing_asks_for_one() -> None:
     overlay = yaml.safe_load(CPU.read_text())["services"]
     on_gpu = {name for name, service in CONFIGURED.items() if service.get("runtime") == "nvidia"}
     assert on_gpu == {"vllm", "trainer"}
-    assert overlay == {"vllm": {"profiles": ["gpu"]}, "trainer": {"runtime": "runc"}}
+    told = {name for name in CONFIGURED if "FRETWORK_LLM__BASE_URL" in CONFIGURED[name].get("environment", {})}
+    elsewhere = {"environment": {"FRETWORK_LLM__BASE_URL": "${FRETWORK_LLM__BASE_URL:-}"}}
+    assert overlay == {
+        "vllm": {"profiles": ["gpu"]},
+        "trainer": {"runtime": "runc"},
+        **dict.fromkeys(told, elsewhere),
+    }
+    assert LLMSettings(base_url="").is_configured is False
     assert not any("vllm" in service.get("depends_on", {}) for service in CONFIGURED.values())
 
 
