@@ -19,20 +19,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pipeline import generation, llm_config, more_relabelers, relabelling, tokens_of
-from benchmarks.processes import ROOT, Stub, bare, cores, cpu_s, peer, steady, stub, written
+from benchmarks.pipeline import generation, llm_config, more_workers, relabelling, tokens_of
+from benchmarks.processes import Stub, bare, cores, cpu_s, peer, steady, stub, written
+from benchmarks.results_file import RESULTS, figure, write
 from cli.corpus.store import import_corpus
 from cli.demo.corpus import build
 from cli.stack import postgres, running_stack
@@ -41,7 +38,6 @@ from shared.settings import settings
 from tests.e2e.stack import Stack, real_stack
 
 CONCURRENCY = 64
-RESULTS = ROOT / "benchmarks" / "results" / "llm.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +193,7 @@ def relabelers_1_to_4(bench: Bench) -> dict[str, Any]:
             state = running_stack(stack.home)
             assert state is not None
             assert state.addresses is not None
-            with more_relabelers(stack, state.addresses, 3) as pids:
+            with more_workers(stack, state.addresses, "relabeler", 3) as pids:
                 return rate([stack.pid("relabeler"), *pids], 4 * bench.queries, 2 * number + 1)
 
         return _figure("relabelers_1_to_4", "ratio", 3.6, bench.pairs(four, one))
@@ -233,9 +229,7 @@ def vllm_saturation(bench: Bench) -> dict[str, Any] | None:
 
 
 def _figure(name: str, unit: str, target: float, runs: list[Any]) -> dict[str, Any]:
-    value = round(statistics.median(run["ratio"] for run in runs), 3)
-    sys.stdout.write(f"{name}: {value} (target {target})\n")
-    return {"name": name, "value": value, "unit": unit, "target": target, "runs": runs}
+    return figure(name, unit, target, [run["ratio"] for run in runs], runs)
 
 
 FIGURES: dict[str, Callable[[Bench], Any]] = {
@@ -255,7 +249,7 @@ def main() -> None:
         "--queries", type=int, default=320, help="of a relabelling; for four relabelers four times that"
     )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS / "llm.json")
     given = parser.parse_args()
     stub_core, our_core = cores()
     os.sched_setaffinity(0, our_core)  # and whatever is started from here
@@ -267,28 +261,7 @@ def main() -> None:
         for key in given.only.split(","):
             made = FIGURES[key](bench)
             figures += made if isinstance(made, list) else [made] if made else []
-    _write(given.output, figures)
-
-
-def _write(path: Path, figures: list[dict[str, Any]]) -> None:
-    """Figures that were not measured this time stay as they were."""
-    old = json.loads(path.read_text())["figures"] if path.exists() else []
-    new = {figure["name"] for figure in figures}
-    when = {
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "commit": _commit(),
-    }
-    kept = [figure for figure in old if figure["name"] not in new]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"figures": [*kept, *(figure | when for figure in figures)]}, indent=1) + "\n")
-
-
-def _commit() -> str:
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") + (" and changes" if git("status", "--porcelain") else "")
+    write(given.output, figures)
 
 
 if __name__ == "__main__":

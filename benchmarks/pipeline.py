@@ -161,14 +161,13 @@ def _timed(
 
 
 @contextmanager
-def more_relabelers(stack: Stack, addresses: Addresses, count: int) -> Iterator[list[int]]:
-    """So many relabelers beside the stack's own; their pids."""
+def more_workers(stack: Stack, addresses: Addresses, queue: str, count: int) -> Iterator[list[int]]:
+    """So many workers of a queue beside the stack's own; their pids."""
     specs = []
     for number in range(count):
-        spec = children.worker(stack.home, addresses, "relabeler", children.WORKERS["relabeler"])
-        command = tuple(part.replace("relabeler@", f"relabeler-{number}@") for part in spec.command)
-        name = f"relabeler-{number}"
-        specs.append(replace(spec, name=name, command=command))
+        spec = children.worker(stack.home, addresses, queue, children.WORKERS[queue])
+        command = tuple(part.replace(f"{queue}@", f"{queue}-{number}@") for part in spec.command)
+        specs.append(replace(spec, name=f"{queue}-{number}", command=command))
     started = [start(spec, stack.home / "logs") for spec in specs]
     try:
         for child in started:

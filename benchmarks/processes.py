@@ -15,9 +15,8 @@ from typing import Any
 
 import psutil
 
+from benchmarks.results_file import ROOT
 from shared.llm.probe import WORDS
-
-ROOT = Path(__file__).parents[1]
 
 
 def cores() -> tuple[set[int], set[int]]:

@@ -16,7 +16,7 @@ import yaml  # type: ignore[import-untyped]
 from cli.stack import children
 from cli.stack.state import Addresses
 from shared.settings import LLMSettings, Settings
-from shared.stages import QUEUES
+from shared.stages import QUEUES, ROUTES
 
 ROOT = Path(__file__).parents[2]
 SERVICES = (*QUEUES, "dispatcher", "status")
@@ -163,6 +163,12 @@ def test_commands_are_in_exec_form_and_what_is_waited_for_says_when_it_is_health
     assert {name for name, service in CONFIGURED.items() if "healthcheck" in service} == {
         *("postgres", "redis", "qdrant", "vllm", "status"),
     }
+
+
+def test_a_worker_has_the_time_to_finish_its_longest_shard() -> None:
+    for queue in set(QUEUES) - {"trainer"}:  # a training goes on from its last checkpoint
+        longest_s = max(route.max_shard_s for route in ROUTES.values() if route.queue == queue)
+        assert 60 * int(CONFIGURED[queue]["stop_grace_period"].removesuffix("m")) > longest_s
 
 
 def test_redis_keeps_what_it_was_told() -> None:
