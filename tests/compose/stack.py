@@ -60,7 +60,7 @@ class ComposeStack:
             "EXPORTS_FOLDER": str(self.folder / "exports"),
             "FRETWORK_STATUS_PORT": str(self.port),
         }
-        start = (*self.program, "--project-name", self.project, "--env-file", os.devnull, *named)
+        start = (*self.program, "--project-name", self.project, "--env-file", str(self.folder / "empty.env"), *named)
         return run(*start, *arguments, check=check, timeout_s=timeout_s, env=env)
 
     def cli(self, *arguments: str, timeout_s: float = 600) -> str:

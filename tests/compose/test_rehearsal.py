@@ -36,6 +36,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeStack]:
     folder = tmp_path_factory.mktemp("compose")
     build(folder / "corpora" / "docs", PASSAGES, roots=[SourceRoot("python", Path(sysconfig.get_paths()["stdlib"]))])
     (folder / "corpora" / "docs").chmod(0o755)
+    (folder / "empty.env").touch()  # and not the .env of somebody's own stack
     made = ComposeStack(compose_program(), f"fretwork-rehearsal-{os.getpid()}", folder, free_port())
     made.compose("build", timeout_s=3600)
     made.compose("build", "cli", timeout_s=3600)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -19,6 +21,8 @@ from shared.stages import QUEUES
 from tests.e2e.stack import Stack
 from tests.servers import until
 from tests.truth import counts_and_truth
+
+ROOT = Path(__file__).parents[2]
 
 
 class Answer(NamedTuple):
@@ -220,3 +224,14 @@ def test_what_cannot_be_started_is_refused_with_a_reason(api: API, watched: list
     expected["labels"]["positive"] = "seed"
     assert alike.body["config"] == expected
     assert api.act(f"/runs/{alike.body['run']}/cancel").status == 200
+
+
+def test_the_dashboard_and_the_alerts_ask_for_metrics_that_there_are(api: API, watched: list[dict[str, Any]]) -> None:
+    with urllib.request.urlopen(f"{api.url}/metrics", timeout=10) as answer:
+        there = {family.name: family for family in text_string_to_metric_families(answer.read().decode())}
+    told = (ROOT / "monitoring" / "grafana" / "dashboards" / "fretwork.json").read_text()
+    told += (ROOT / "docs" / "operations.md").read_text()
+    names = re.findall(r"\bfretwork_[a-z_]+(?=[{)\[ ,\"])", told)
+    asked = {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in names}
+    assert asked <= set(there)
+    assert len(asked) > 12
