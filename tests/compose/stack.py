@@ -67,6 +67,12 @@ class ComposeStack:
         """What `fretwork …` in a container of its own prints."""
         return self.compose("run", "--rm", "-T", "cli", *arguments, timeout_s=timeout_s)
 
+    def up(self) -> None:
+        try:
+            self.compose("up", "--detach", "--no-build", timeout_s=600)
+        except pytest.fail.Exception as error:
+            pytest.fail(f"{error}\n{self.compose('logs', '--no-color', '--tail', '30', check=False)}")
+
     def scale(self, **replicas: int) -> None:
         wanted = [part for queue, count in replicas.items() for part in ("--scale", f"{queue}={count}")]
         self.compose("up", "--detach", "--no-build", "--no-recreate", *wanted)

@@ -76,7 +76,7 @@ def test_an_image_is_small_unprivileged_and_holds_its_own_service(stack: Compose
 
 
 def test_it_comes_up_with_no_file_to_edit(stack: ComposeStack) -> None:
-    stack.compose("up", "--detach", "--no-build", timeout_s=600)
+    stack.up()
     until(stack.is_up, 120, every_s=0.5)
     ready = {each["name"]: each["ok"] for each in stack.get("/readyz")["dependencies"]}
     assert ready == {"database": True, "broker": True, "qdrant": True}
