@@ -5,6 +5,7 @@ A service gives `perform` a function from a claim to an `Output`; that function 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,11 +30,13 @@ from shared.stages import ROUTES, Stage
 log = structlog.get_logger()
 
 RETRY_AFTER_TRANSIENT_S = 5.0
+NICENESS = 10  # on a machine that is full, who keeps the leases and who watches come first
 TRANSIENT = (TransientError, OperationalError, InterfaceError, PoolTimeoutError, ConnectionError, TimeoutError)
 
 
 @worker_init.connect  # type: ignore[untyped-decorator]
-def _refuse_another_schema(**_: Any) -> None:
+def _start(**_: Any) -> None:
+    os.nice(NICENESS)
     try:
         engine()
     except FretworkError as error:
