@@ -28,11 +28,15 @@ from services.trainer.checkpoint import load_checkpoint, newest_checkpoint, save
 from services.trainer.config import TrainingConfig
 from services.trainer.encoder import encode, load_model, ready_for_training, tokenize
 from services.trainer.export import export_model
+from services.trainer.grad_cache import backward
 from services.trainer.loss import gecko_loss
 from services.trainer.mixture import Example, Position, RecordSource, batches, steps_per_epoch
+from services.trainer.peers import ALONE, Peers
 from shared.errors import FretworkError, NotFoundError, SettingError
 
 MAX_GRAD_NORM = 1.0
+# Tokens whose activations are held at once: on a CPU about what a batch of 32 pairs has; a GPU has room for more.
+CPU_KEPT_TOKENS, GPU_KEPT_TOKENS = 4096, 65536
 
 
 class DivergedError(FretworkError):
@@ -70,8 +74,11 @@ def train(
     resume_from: Sequence[Path] = (),
     about: Mapping[str, str | int | float] | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    peers: Peers = ALONE,
 ) -> dict[str, Any]:
     """Trains, writes checkpoints and `work_dir/model`, and returns what there is to say about it, JSON-able.
+
+    Of several peers, each of which calls it alike, the first one writes.
 
     Args:
         resume_from: folders of earlier attempts; the newest complete checkpoint in them or in `work_dir` goes on.
@@ -98,13 +105,11 @@ def train(
     for batch, following in batches(source, config, state.position):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_share(state.step, total_steps, config.warmup_ratio)
-        loss = batch_loss(model, batch, config, weight_by_dim)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        value = add_gradient(model, batch, config, weight_by_dim, peers)
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
 
-        value = loss.item()
         if not math.isfinite(value):
             raise DivergedError
         now = time.monotonic()
@@ -126,7 +131,7 @@ def train(
                 eta_s=s_per_step * max(total_steps - state.step, 0),
             )
         )
-        if now - saved >= config.checkpoint_every_s:
+        if peers.rank == 0 and now - saved >= config.checkpoint_every_s:
             save_checkpoint(work_dir, state.step, _checkpoint(state, config, model, optimizer))
             saved = time.monotonic()
 
@@ -141,7 +146,8 @@ def train(
         **(about or {}),
     }
     model_dir = work_dir / "model"
-    export_model(model, config, facts, dims=list(weight_by_dim), target=model_dir)
+    if peers.rank == 0:
+        export_model(model, config, facts, dims=list(weight_by_dim), target=model_dir)
     return {**facts, "model_dir": str(model_dir)}
 
 
@@ -153,26 +159,46 @@ def learning_rate_share(step: int, total_steps: int, warmup_ratio: float) -> flo
     return max(total_steps - step, 1) / max(total_steps - warmup_steps, 1)
 
 
-def batch_loss(
-    model: SentenceTransformer, batch: Sequence[Example], config: TrainingConfig, weight_by_dim: Mapping[int, float]
-) -> Tensor:
-    """The loss of one batch, a scalar; queries, positives and all hard negatives are encoded together."""
+def add_gradient(
+    model: SentenceTransformer,
+    batch: Sequence[Example],
+    config: TrainingConfig,
+    weight_by_dim: Mapping[int, float],
+    peers: Peers = ALONE,
+) -> float:
+    """Adds the gradient of a batch's loss to the weights' and returns that loss; all peers call it with one batch."""
     size = len(batch)
-    queries = tokenize(model, [example.query for example in batch], config.query_max_len)
-    texts = [*(example.positive for example in batch), *(text for example in batch for text in example.negatives)]
-    embeddings = encode(model, [*queries, *tokenize(model, texts, config.passage_max_len)])
     owners = [row for row, example in enumerate(batch) for _ in example.negatives]
-    return gecko_loss(
-        embeddings[:size],
-        embeddings[size : 2 * size],
-        embeddings[2 * size :],
-        torch.tensor(owners, dtype=torch.long, device=embeddings.device),
-        _numbered([example.query for example in batch], embeddings.device),
-        _numbered([example.positive_id for example in batch], embeddings.device),
-        temperature=config.temperature,
-        weight_by_dim=weight_by_dim,
-        same_tower_negatives=config.same_tower_negatives,
-    )
+    token_ids = [
+        *tokenize(model, [example.query for example in batch], config.query_max_len),
+        *tokenize(model, [example.positive for example in batch], config.passage_max_len),
+        *tokenize(model, [text for example in batch for text in example.negatives], config.passage_max_len),
+    ]
+    share = peers.share_of(size)
+    mine = [text for text, row in enumerate([*range(size), *range(size), *owners]) if row in share]
+    negative_owners = torch.tensor(owners, dtype=torch.long, device=model.device)
+    query_ids = _numbered([example.query for example in batch], model.device)
+    positive_ids = _numbered([example.positive_id for example in batch], model.device)
+
+    def loss_of(embeddings: Tensor, rows: slice) -> Tensor:
+        return gecko_loss(
+            *embeddings.tensor_split((size, 2 * size)),
+            negative_owners,
+            query_ids,
+            positive_ids,
+            temperature=config.temperature,
+            weight_by_dim=weight_by_dim,
+            same_tower_negatives=config.same_tower_negatives,
+            soft_mask_margin=config.soft_mask_margin,
+            hardness=config.hardness,
+            spread_out=config.spread_out,
+            rows=rows,
+        )
+
+    kept = config.kept_tokens
+    if kept is None:
+        kept = CPU_KEPT_TOKENS if model.device.type == "cpu" else GPU_KEPT_TOKENS
+    return backward(model, token_ids, loss_of, size, mine=mine, kept_tokens=kept, peers=peers)
 
 
 def _numbered(values: Sequence[str | UUID], device: torch.device) -> Tensor:
