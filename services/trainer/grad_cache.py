@@ -1,4 +1,4 @@
-"""One step's gradient, for a batch of any size: GradCache (Gao et al. 2021, arXiv 2101.06983), and only as far as needed.
+"""One step's gradient, for a batch of any size: GradCache (Gao et al. 2021, arXiv 2101.06983), as far as needed.
 
 A contrastive loss needs all embeddings of the batch at once, their activations only one chunk at a time: the batch is
 encoded without a graph, the loss gives the gradient of each embedding, and then each chunk is encoded again, with a
@@ -56,9 +56,10 @@ def backward(
     peers.add_up(embeddings)
     gradient, loss = _gradient(embeddings, loss_of, peers.share_of(rows))
     peers.add_up(gradient)
-    for chunk, part in zip(chunks, kept, strict=True):
-        again = encode_chunk(model, [token_ids[index] for index in chunk]) if part is None else part
-        torch.autograd.backward(again, gradient[chunk])
+    for chunk, with_graph in zip(chunks, kept, strict=True):
+        if with_graph is None:
+            with_graph = encode_chunk(model, [token_ids[index] for index in chunk])
+        torch.autograd.backward(with_graph, gradient[chunk])
     if peers.size > 1:
         for parameter in model.parameters():
             if parameter.grad is None:  # it had no text in this batch, and the others wait for its share

@@ -7,7 +7,7 @@ here an in-batch j is left out where q_j = q_i or p_j⁺ = p_i⁺, as in Gemini 
 j is no negative. Matryoshka (MRL): the weighted sum of the same loss over the first d coordinates, normalised again.
 
 What successors added, each off unless asked for (docs/training.md):
-    soft mask    a negative with s > s(q_i,p_i⁺) + margin is left out: a false one, most likely (Qwen3-Embedding, 2506.05176)
+    soft mask    a negative with s > s(q_i,p_i⁺) + margin is left out: likely a false one (Qwen3-Embedding, 2506.05176)
     hardness     an own negative's term is multiplied by e^{α·sg(s)}, sg: no gradient (EmbeddingGemma, 2509.20354)
     spread-out   λ × the mean s² of two different queries, and of two different positives (GOR, 1708.06320)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from services.trainer.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from services.trainer.config import TrainingConfig
-from services.trainer.encoder import encode, load_model, ready_for_training, tokenize
+from services.trainer.encoder import load_model, ready_for_training, tokenize
 from services.trainer.export import export_model
 from services.trainer.grad_cache import backward
 from services.trainer.loss import gecko_loss
@@ -181,8 +181,11 @@ def add_gradient(
     positive_ids = _numbered([example.positive_id for example in batch], model.device)
 
     def loss_of(embeddings: Tensor, rows: slice) -> Tensor:
+        queries, positives, negatives = embeddings.tensor_split((size, 2 * size))
         return gecko_loss(
-            *embeddings.tensor_split((size, 2 * size)),
+            queries,
+            positives,
+            negatives,
             negative_owners,
             query_ids,
             positive_ids,

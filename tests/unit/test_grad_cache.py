@@ -59,8 +59,11 @@ def plain_gradient(base: str) -> tuple[float, dict[str, torch.Tensor]]:
     texts = [e.positive for e in batch] + [text for e in batch for text in e.negatives]
     embeddings = encode(model, tokenize(model, [e.query for e in batch], 16) + tokenize(model, texts, 48))
     ids = [e.positive_id for e in batch]
+    queries, positives, negatives = embeddings.tensor_split((EXAMPLES, 2 * EXAMPLES))
     loss = gecko_loss(
-        *embeddings.tensor_split((EXAMPLES, 2 * EXAMPLES)),
+        queries,
+        positives,
+        negatives,
         torch.tensor([row for row, e in enumerate(batch) for _ in e.negatives]),
         torch.arange(EXAMPLES),
         torch.tensor([ids.index(id_) for id_ in ids]),

@@ -33,7 +33,8 @@ def eq_3(
 
     def cosine(a: Tensor, b: Tensor, dim: int) -> Tensor:
         a, b = a[:dim], b[:dim]
-        return (a @ b) / (a.norm() * b.norm())
+        value: Tensor = torch.dot(a, b) / (a.norm() * b.norm())
+        return value
 
     def e(a: Tensor, b: Tensor, dim: int) -> Tensor:
         return torch.exp(cosine(a, b, dim) / TEMPERATURE)
