@@ -22,8 +22,7 @@ class Peers:
     @classmethod
     def join(cls, rank: int, size: int, address: str, backend: str) -> Peers:
         """Meets the others: returns once all are there. `address`: as torch.distributed's init_method has it."""
-        if size > 1:
-            dist.init_process_group(backend, init_method=address, rank=rank, world_size=size)
+        dist.init_process_group(backend, init_method=address, rank=rank, world_size=size)
         return cls(rank, size)
 
     def add_up(self, values: Tensor) -> None:

@@ -106,7 +106,13 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_share(state.step, total_steps, config.warmup_ratio)
         optimizer.zero_grad()
-        value = add_gradient(model, batch, config, weight_by_dim, peers)
+        try:
+            value = add_gradient(model, batch, config, weight_by_dim, peers)
+        except torch.OutOfMemoryError as error:
+            raise SettingError(
+                f"the GPU's memory ran out in step {state.step + 1}: lower kept_tokens (--kept-tokens 0 holds the least), "
+                f"then passage_max_len, which is {config.passage_max_len}; a smaller batch is not needed"
+            ) from error
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
 
