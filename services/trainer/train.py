@@ -110,8 +110,8 @@ def train(
             value = add_gradient(model, batch, config, weight_by_dim, peers)
         except torch.OutOfMemoryError as error:
             raise SettingError(
-                f"the GPU's memory ran out in step {state.step + 1}: lower kept_tokens (--kept-tokens 0 holds the least), "
-                f"then passage_max_len, which is {config.passage_max_len}; a smaller batch is not needed"
+                f"the GPU's memory ran out in step {state.step + 1}: lower kept_tokens (--kept-tokens 0 holds least), then "
+                f"passage_max_len, which is {config.passage_max_len}; the batch may stay as it is"
             ) from error
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
