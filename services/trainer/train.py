@@ -26,11 +26,12 @@ from torch import Tensor
 
 from services.trainer.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from services.trainer.config import TrainingConfig
+from services.trainer.data import open_data
 from services.trainer.encoder import encode, load_model, ready_for_training, tokenize
 from services.trainer.export import export_model
 from services.trainer.loss import gecko_loss
-from services.trainer.mixture import Example, Position, RecordSource, batches, steps_per_epoch
-from shared.errors import FretworkError, NotFoundError, SettingError
+from services.trainer.mixture import Example, Position, RecordSource
+from shared.errors import FretworkError, SettingError
 
 MAX_GRAD_NORM = 1.0
 
@@ -77,25 +78,22 @@ def train(
         resume_from: folders of earlier attempts; the newest complete checkpoint in them or in `work_dir` goes on.
         about: what the caller knows of the data for the model card, such as the run's name and the teacher.
 
-    Raises SettingError for a base model, length or dimension that cannot work and NotFoundError without any record,
-    all of them before the first step, and DivergedError when the loss is not finite.
+    Raises SettingError for a base model, length or dimension that cannot work, NotFoundError without any record and
+    InvalidInputError for a dataset that breaks a rule, all of them before the first step, and DivergedError when the
+    loss is not finite.
     """
     torch.manual_seed(config.seed)  # a base may lack weights that its class has, as BERT's pooler: these are drawn
     model = ready_for_training(load_model(config.model_name_or_path))
     weight_by_dim = _checked_dims(config, model)
-    record_count = source.count()
-    if record_count == 0:
-        raise NotFoundError(
-            "there are no records to train on: `fretwork run status` says what became of the run's items"
-        )
-    total_steps = config.num_train_epochs * steps_per_epoch(record_count, config.per_device_train_batch_size)
+    data = open_data(config, source, work_dir, resume_from)
+    total_steps = data.total_steps
     # without weight decay, as in sentence-transformers' defaults: it would pull a tuned base towards 0
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
     state = _resume(newest_checkpoint([*resume_from, work_dir]), config, model, optimizer)
 
     started = saved = time.monotonic()
     before = state
-    for batch, following in batches(source, config, state.position):
+    for batch, following in data.batches(state.position):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_share(state.step, total_steps, config.warmup_ratio)
         loss = batch_loss(model, batch, config, weight_by_dim)
@@ -131,13 +129,12 @@ def train(
             saved = time.monotonic()
 
     facts = {
-        "records": record_count,
+        **data.facts(state.step),
         "steps": state.step,
         "examples": state.examples,
         "first_loss": state.first_loss,
         "last_loss": state.last_loss,
         "seconds": round(state.seconds, 1),
-        "task_description": source.task_description(),
         **(about or {}),
     }
     model_dir = work_dir / "model"
@@ -171,7 +168,7 @@ def batch_loss(
         _numbered([example.positive_id for example in batch], embeddings.device),
         temperature=config.temperature,
         weight_by_dim=weight_by_dim,
-        same_tower_negatives=config.same_tower_negatives,
+        same_tower_negatives=batch[0].same_tower_negatives,
     )
 
 
