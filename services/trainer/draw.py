@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 _ROUNDS = 4
 _64_BITS = 2**64 - 1
@@ -34,6 +35,7 @@ def source_draws(weights: Sequence[float], seed: int) -> Iterator[int]:
         yield rng.choices(range(len(weights)), weights)[0]
 
 
+@lru_cache(maxsize=256)  # a batch asks for one key, or for two, a thousand times
 def _round_keys(key: str) -> list[int]:
     rng = random.Random(key)  # noqa: S311
     return [rng.getrandbits(64) for _ in range(_ROUNDS)]
