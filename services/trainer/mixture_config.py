@@ -57,6 +57,8 @@ class _DatasetSource(_Drawn):
     def _is_in_one_place(self) -> Self:
         if (self.path is None) == (self.hub is None):
             raise ValueError("name either a `path` or a `hub` dataset")
+        if (self.delimiter or self.columns) and not (self.path or "").lower().endswith((".csv", ".tsv")):
+            raise ValueError("`delimiter` and `columns` are of .csv and .tsv files")
         return self
 
 

@@ -62,6 +62,7 @@ def test_it_is_kept_with_the_training(tmp_path: Path) -> None:
         ("weight: 2", "weight: 0", 4, "weight: Input should be greater than 0"),
         ("kind: pair", "kind: pears", 5, "pears"),
         ("    path: data/faq.csv\n", "", 5, "name either a `path` or a `hub` dataset"),
+        ("path: data/faq.csv", "hub: owner/faq\n    columns: [a]", 5, "`delimiter` and `columns` are of .csv"),
         ("query: question", "question: question", 10, "question: Extra inputs are not permitted"),
         ("    task_description: question answering\n", "", 5, "task_description: Field required"),
         ("name: faq", "name: fret", 2, "two sources have the same name"),

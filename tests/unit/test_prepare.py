@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
+import pyarrow
 import pytest
 
+from services.trainer import prepare as prepare_module
 from services.trainer.prepare import load_prepared, prepare
 from shared.errors import InvalidInputError
 from tests.unit.datasets_in_files import LABELLED, dataset_source, jsonl
@@ -115,6 +119,31 @@ def test_texts_lie_together_by_label(tmp_path: Path) -> None:
     assert [row["text"].split()[0] for row in examples] == ["red"] * 8 + ["green"] * 5 + ["blue"] * 2
     assert load_prepared(tmp_path / "out")[0].texts_by_label == {"red": 8, "green": 5, "blue": 2}
     assert dropped == {"no text": 1, "no label": 1, "the only text of its label": 1}
+
+
+@pytest.mark.parametrize("kind", ["pair", "classification", "nli"])
+def test_memory_does_not_grow_with_the_dataset(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_module, "BATCH", 200)
+
+    def peak_bytes(count: int) -> int:
+        """The most that Python and numpy hold at once, and what Arrow keeps, of so many rows of 400 characters."""
+        rows = (
+            {"query": text, "positive": text, "text": text, "premise": text, "hypothesis": text, "label": n % 2 * 2}
+            for n in range(count)
+            for text in [f"{n} ".ljust(400, "x")]
+        )
+        file = tmp_path / f"{count}.jsonl"
+        with file.open("wb") as lines:
+            lines.writelines(orjson.dumps(row) + b"\n" for row in rows)
+        arrow = pyarrow.total_allocated_bytes()
+        tracemalloc.start()
+        try:
+            prepare(dataset_source(kind, file), tmp_path / str(count))
+            return tracemalloc.get_traced_memory()[1] + int(pyarrow.total_allocated_bytes() - arrow)
+        finally:
+            tracemalloc.stop()
+
+    assert peak_bytes(5_000) < peak_bytes(1_000) + 4_000 * 60  # an index; a text more in memory would be 4,000 × 400
 
 
 @pytest.mark.parametrize(
