@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.context import Context, say
+from cli.models.mixture_file import read_mixture
 from cli.watch import watch_shard
 from services.trainer.config import EvaluationConfig, Prompts, TrainingConfig
 from shared.errors import InvalidInputError, NotDoneError, SettingError
@@ -50,6 +51,12 @@ def train(
     ] = _DEFAULTS.same_tower_negatives,
     seed: Annotated[int, typer.Option(help=_described("seed"))] = _DEFAULTS.seed,
     label_version: Annotated[int, typer.Option(help="which labelling of the run's queries")] = 1,
+    mixture: Annotated[
+        Path | None, typer.Option(help="a YAML file of what to train on; the run's records are its source of kind fret")
+    ] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="one more source of the mixture, as a YAML mapping; may be repeated")
+    ] = None,
 ) -> None:
     """Train an encoder on a run's records and write it as a SentenceTransformer folder."""
     config = validated(
@@ -66,6 +73,7 @@ def train(
         hard_negatives=hard_negatives,
         same_tower_negatives=same_tower_negatives,
         seed=seed,
+        mixture=read_mixture(mixture, source or ()),
     )
     output = output.absolute()
     if output.exists():

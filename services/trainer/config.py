@@ -7,6 +7,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from services.trainer.mixture_config import Mixture
 from shared.models import WHEEL_MODEL
 
 
@@ -73,6 +74,7 @@ class TrainingConfig(BaseModel):
         "batch may be of any size. Lower it where memory runs out; by default 4096 on a CPU, 65536 on a GPU",
     )
     seed: int = Field(0, description="seeds the order of the records and the masks")
+    mixture: Mixture | None = Field(None, description="what else to train on; the run's FRet records alone by default")
     checkpoint_every_s: float = Field(60.0, ge=0, description="seconds between checkpoints; 0: after every step")
 
     @model_validator(mode="after")

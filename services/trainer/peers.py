@@ -6,6 +6,8 @@ embeddings included: each fills in its own rows, and the others' are 0, so the s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -29,6 +31,15 @@ class Peers:
         """Puts the sum over all processes in the place of `values`, on each of them."""
         if self.size > 1:
             dist.all_reduce(values)
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The block is the first process's, and then the others', who find what it has made."""
+        if self.rank:
+            dist.barrier()
+        yield
+        if self.size > 1 and self.rank == 0:
+            dist.barrier()
 
     def share_of(self, rows: int) -> range:
         """This process's part of so many rows; the parts differ by one at most."""

@@ -22,21 +22,18 @@ from uuid import UUID
 
 import torch
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
 
 from services.trainer.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from services.trainer.config import TrainingConfig
-from services.trainer.encoder import load_model, ready_for_training, tokenize
+from services.trainer.data import open_data
+from services.trainer.encoder import load_model, ready_for_training
 from services.trainer.export import export_model
-from services.trainer.grad_cache import backward
-from services.trainer.loss import gecko_loss
-from services.trainer.mixture import Example, Position, RecordSource, batches, steps_per_epoch
+from services.trainer.mixture import Position, RecordSource
 from services.trainer.peers import ALONE, Peers
-from shared.errors import FretworkError, NotFoundError, SettingError
+from services.trainer.step import add_gradient
+from shared.errors import FretworkError, SettingError
 
 MAX_GRAD_NORM = 1.0
-# Tokens whose activations are held at once: on a CPU about what a batch of 32 pairs has; a GPU has room for more.
-CPU_KEPT_TOKENS, GPU_KEPT_TOKENS = 4096, 65536
 
 
 class DivergedError(FretworkError):
@@ -84,25 +81,25 @@ def train(
         resume_from: folders of earlier attempts; the newest complete checkpoint in them or in `work_dir` goes on.
         about: what the caller knows of the data for the model card, such as the run's name and the teacher.
 
-    Raises SettingError for a base model, length or dimension that cannot work and NotFoundError without any record,
-    all of them before the first step, and DivergedError when the loss is not finite.
+    Raises SettingError for a base model, length or dimension that cannot work, NotFoundError without any record and
+    InvalidInputError for a dataset that breaks a rule, all of them before the first step, and DivergedError when the
+    loss is not finite.
     """
     torch.manual_seed(config.seed)  # a base may lack weights that its class has, as BERT's pooler: these are drawn
     model = ready_for_training(load_model(config.model_name_or_path))
     weight_by_dim = _checked_dims(config, model)
-    record_count = source.count()
-    if record_count == 0:
-        raise NotFoundError(
-            "there are no records to train on: `fretwork run status` says what became of the run's items"
-        )
-    total_steps = config.num_train_epochs * steps_per_epoch(record_count, config.per_device_train_batch_size)
+    # the data sees the whole batch, of which each process encodes its share
+    whole = {"per_device_train_batch_size": config.per_device_train_batch_size * peers.size}
+    with peers.first_alone():
+        data = open_data(config.model_copy(update=whole), source, work_dir, resume_from)
+    total_steps = data.total_steps
     # without weight decay, as in sentence-transformers' defaults: it would pull a tuned base towards 0
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
     state = _resume(newest_checkpoint([*resume_from, work_dir]), config, model, optimizer)
 
     started = saved = time.monotonic()
     before = state
-    for batch, following in batches(source, config, state.position):
+    for batch, following in data.batches(state.position):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_share(state.step, total_steps, config.warmup_ratio)
         optimizer.zero_grad()
@@ -110,8 +107,8 @@ def train(
             value = add_gradient(model, batch, config, weight_by_dim, peers)
         except torch.OutOfMemoryError as error:
             raise SettingError(
-                f"the GPU's memory ran out in step {state.step + 1}: lower kept_tokens (--kept-tokens 0 holds least), then "
-                f"passage_max_len, which is {config.passage_max_len}; the batch may stay as it is"
+                f"the GPU's memory ran out in step {state.step + 1}: lower --kept-tokens (0 holds least), then "
+                f"--passage-max-len, which is {config.passage_max_len}; the batch may stay as it is"
             ) from error
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
@@ -142,13 +139,12 @@ def train(
             saved = time.monotonic()
 
     facts = {
-        "records": record_count,
+        **data.facts(state.step),
         "steps": state.step,
         "examples": state.examples,
         "first_loss": state.first_loss,
         "last_loss": state.last_loss,
         "seconds": round(state.seconds, 1),
-        "task_description": source.task_description(),
         **(about or {}),
     }
     model_dir = work_dir / "model"
@@ -163,57 +159,6 @@ def learning_rate_share(step: int, total_steps: int, warmup_ratio: float) -> flo
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     return max(total_steps - step, 1) / max(total_steps - warmup_steps, 1)
-
-
-def add_gradient(
-    model: SentenceTransformer,
-    batch: Sequence[Example],
-    config: TrainingConfig,
-    weight_by_dim: Mapping[int, float],
-    peers: Peers = ALONE,
-) -> float:
-    """Adds the gradient of a batch's loss to the weights' and returns that loss; all peers call it with one batch."""
-    size = len(batch)
-    owners = [row for row, example in enumerate(batch) for _ in example.negatives]
-    token_ids = [
-        *tokenize(model, [example.query for example in batch], config.query_max_len),
-        *tokenize(model, [example.positive for example in batch], config.passage_max_len),
-        *tokenize(model, [text for example in batch for text in example.negatives], config.passage_max_len),
-    ]
-    share = peers.share_of(size)
-    mine = [text for text, row in enumerate([*range(size), *range(size), *owners]) if row in share]
-    negative_owners = torch.tensor(owners, dtype=torch.long, device=model.device)
-    query_ids = _numbered([example.query for example in batch], model.device)
-    positive_ids = _numbered([example.positive_id for example in batch], model.device)
-
-    def loss_of(embeddings: Tensor, rows: slice) -> Tensor:
-        queries, positives, negatives = embeddings.tensor_split((size, 2 * size))
-        return gecko_loss(
-            queries,
-            positives,
-            negatives,
-            negative_owners,
-            query_ids,
-            positive_ids,
-            temperature=config.temperature,
-            weight_by_dim=weight_by_dim,
-            same_tower_negatives=config.same_tower_negatives,
-            soft_mask_margin=config.soft_mask_margin,
-            hardness=config.hardness,
-            spread_out=config.spread_out,
-            rows=rows,
-        )
-
-    kept = config.kept_tokens
-    if kept is None:
-        kept = CPU_KEPT_TOKENS if model.device.type == "cpu" else GPU_KEPT_TOKENS
-    return backward(model, token_ids, loss_of, size, mine=mine, kept_tokens=kept, peers=peers)
-
-
-def _numbered(values: Sequence[str | UUID], device: torch.device) -> Tensor:
-    """One integer per value, (B,); equal values have equal ones."""
-    number = {value: index for index, value in enumerate(dict.fromkeys(values))}
-    return torch.tensor([number[value] for value in values], device=device)
 
 
 def _checked_dims(config: TrainingConfig, model: SentenceTransformer) -> dict[int, float]:

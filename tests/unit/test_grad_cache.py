@@ -15,8 +15,10 @@ from services.trainer.encoder import encode, load_model, ready_for_training, tok
 from services.trainer.loss import gecko_loss
 from services.trainer.mixture import Example
 from services.trainer.peers import ALONE, Peers
-from services.trainer.train import add_gradient
+from services.trainer.step import add_gradient
+from services.trainer.train import train
 from shared.records import NAMESPACE
+from tests.unit.test_train import records
 from tests.unit.tiny_model import DIM, WORDS, make_tiny_model
 
 WEIGHTS = {DIM: 1.0, 8: 0.5}
@@ -41,10 +43,12 @@ def examples() -> list[Example]:
         return " ".join(rng.choices(WORDS, k=rng.randint(2, most)))
 
     made = [
-        Example(words(8), positive := words(40), uuid5(NAMESPACE, positive), tuple(words(40) for _ in range(n % 3)))
+        Example(
+            words(8), positive := words(40), uuid5(NAMESPACE, positive), tuple(words(40) for _ in range(n % 3)), True
+        )
         for n in range(EXAMPLES - 1)
     ]
-    return [*made, Example(words(8), made[0].positive, made[0].positive_id, ())]
+    return [*made, Example(words(8), made[0].positive, made[0].positive_id, (), True)]
 
 
 def gradient(base: str, peers: Peers = ALONE, **changes: object) -> tuple[float, dict[str, torch.Tensor]]:
@@ -95,15 +99,23 @@ def test_it_is_autograds_however_much_is_kept(
     assert_equal(found, plain)
 
 
+def trained(base: str, folder: Path, batch_size: int, peers: Peers = ALONE) -> list[float]:
+    """The losses of a training on records with a hard negative each."""
+    losses: list[float] = []
+    chosen = config(base, per_device_train_batch_size=batch_size, matryoshka_dims=(8,))
+    train(chosen, records(), folder, peers=peers, on_progress=lambda progress: losses.append(progress.loss))
+    return losses
+
+
 def _one_of_two(rank: int, base: str, folder: Path) -> None:
     torch.set_num_threads(1)
     peers = Peers.join(rank, 2, f"file://{folder}/meeting", "gloo")
     loss, found = gradient(base, peers, kept_tokens=200)
-    torch.save((loss, found), folder / f"{rank}.pt")
+    torch.save((loss, found, trained(base, folder / "together", 4, peers)), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_have_the_gradient_of_one(base: str, tmp_path: Path) -> None:
+def test_two_processes_have_the_gradients_and_the_model_of_one(base: str, tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
     both = [spawn.Process(target=_one_of_two, args=(rank, base, tmp_path)) for rank in (0, 1)]
     for process in both:
@@ -112,10 +124,14 @@ def test_two_processes_have_the_gradient_of_one(base: str, tmp_path: Path) -> No
         process.join(120)
         assert process.exitcode == 0
     loss, alone = gradient(base)
+    losses = trained(base, tmp_path / "alone", 8)
+    weights = load_model(str(tmp_path / "alone" / "model")).state_dict()
     for rank in (0, 1):
-        of_rank, found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert of_rank == pytest.approx(loss, abs=1e-5)
+        loss_of_rank, found, losses_of_rank = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert loss_of_rank == pytest.approx(loss, abs=1e-5)
         assert_equal(found, alone)
+        assert losses_of_rank == pytest.approx(losses, abs=1e-5)
+    assert_equal(load_model(str(tmp_path / "together" / "model")).state_dict(), weights)
 
 
 @pytest.mark.parametrize(("rows", "size"), [(7, 2), (8, 3), (1, 2), (0, 1)])

@@ -18,9 +18,11 @@ from services.trainer.checkpoint import newest_checkpoint
 from services.trainer.config import TrainingConfig
 from services.trainer.encoder import chunk_by_length, encode, load_model, tokenize
 from services.trainer.mixture import Record
+from services.trainer.mixture_config import FretSource, Mixture
 from services.trainer.train import Progress, learning_rate_share, train
 from shared.errors import NotFoundError, SettingError
 from shared.records import NAMESPACE, Passage
+from tests.unit.datasets_in_files import dataset_source, jsonl
 from tests.unit.test_mixture import Records
 from tests.unit.tiny_model import DIM, WORDS, make_tiny_model
 
@@ -110,6 +112,26 @@ def test_resumes_to_the_same_losses_and_weights(base: str, tmp_path: Path) -> No
     assert [p.loss for p in before[:4]] + [p.loss for p in after] == [p.loss for p in whole]
     resumed, undisturbed = (load_model(str(tmp_path / name / "model")).state_dict() for name in ("2", "whole"))
     assert all(torch.equal(resumed[name], weight) for name, weight in undisturbed.items())
+
+
+def test_a_mixture_resumes_to_the_same_losses_and_weights(base: str, tmp_path: Path) -> None:
+    labelled = [{"text": f"{word} {other}", "label": word} for word in WORDS[:5] for other in WORDS[5:9]]
+    source = dataset_source("classification", jsonl(tmp_path / "labelled.jsonl", labelled), same_tower_negatives=False)
+    mixed = config(base, mixture=Mixture(sources=(FretSource(kind="fret"), source)))
+    whole = run(mixed, tmp_path / "whole")
+    assert len(whole) == 2 * (6 + 3)
+    before = run(mixed, tmp_path / "1", stop_after=8)
+    (tmp_path / "labelled.jsonl").unlink()  # what the first attempt has read is kept
+    after = run(mixed, tmp_path / "2", resume_from=tmp_path / "1")
+    assert [p.loss for p in before[:7]] + [p.loss for p in after] == [p.loss for p in whole]
+    resumed, undisturbed = (load_model(str(tmp_path / name / "model")).state_dict() for name in ("2", "whole"))
+    assert all(torch.equal(resumed[name], weight) for name, weight in undisturbed.items())
+    card = (tmp_path / "2" / "model" / "README.md").read_text()
+    (row,) = (line for line in card.splitlines() if line.startswith("| classification |"))
+    facts = json.loads((tmp_path / "2" / "model" / "training.json").read_text())
+    batches = facts["sources"]["classification"]["batches"]
+    assert row.endswith(f"| task of classification | 1.0 | {batches} | 20 | none |")
+    assert batches + facts["sources"]["fret"]["batches"] == 18
 
 
 def test_keeps_the_last_two_checkpoints(base: str, tmp_path: Path) -> None:
