@@ -64,8 +64,15 @@ class TrainingConfig(BaseModel):
     mask_probability: float = Field(
         0.9, ge=0, le=1, description="how often a query that stands verbatim in its passage is taken out of it"
     )
-    interpolation: float = Field(
-        1.0, ge=0, le=1, description="share of the tuned weights in the exported ones; the rest is the base's"
+    averaging: float = Field(
+        0.0, ge=0, lt=1, description="the weights of this last share of the steps are averaged, a soup of checkpoints"
+    )
+    interpolation: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of the tuned weights in the exported ones, the rest is the base's; by default the share that "
+        "does best on records held out for it",
     )
     kept_tokens: int | None = Field(
         None,

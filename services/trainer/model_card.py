@@ -51,6 +51,7 @@ print(model.similarity(queries, passages))
 ## Effect
 
 {_effect(evaluation)}
+{_development(facts)}
 
 ## Data
 
@@ -122,6 +123,23 @@ def _mixture(mixture: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> str
         shown = (source["name"], source["kind"], place, task, source["weight"], of["batches"], of["examples"], left_out)
         lines.append("| " + " | ".join(map(str, shown)) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _development(facts: Mapping[str, Any]) -> str:
+    """What the run's own held-out queries say of the training."""
+    found = facts.get("development_ndcg@10")
+    if found is None:
+        return ""
+    on = f"On {facts['development_queries']} of the run's own queries, held out from training, nDCG@10 is"
+    if facts["interpolation"] == 0:
+        return (
+            f"\n**This model is its base, unchanged.** {on} {found['0']:.4f} with the base's weights and "
+            f"{found['1']:.4f} with the tuned ones; no share of them did better than none.\n"
+        )
+    return (
+        f"\n{on} {found['0']:.4f} with the base's weights and {found[format(facts['interpolation'], 'g')]:.4f} with "
+        f"these, which are {facts['interpolation']:.0%} tuned. The queries are synthetic, like those of the training.\n"
+    )
 
 
 def _table(values: Mapping[str, Any]) -> str:

@@ -22,13 +22,15 @@ from uuid import UUID
 
 import torch
 from sentence_transformers import SentenceTransformer
+from torch.optim.swa_utils import AveragedModel
 
 from services.trainer.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from services.trainer.config import TrainingConfig
 from services.trainer.data import open_data
+from services.trainer.development import choose_share, hold_out, mix
 from services.trainer.encoder import load_model, ready_for_training
 from services.trainer.export import export_model
-from services.trainer.mixture import Position, RecordSource
+from services.trainer.mixture import Position, Record, RecordSource
 from services.trainer.peers import ALONE, Peers
 from services.trainer.step import add_gradient
 from shared.errors import FretworkError, SettingError
@@ -90,12 +92,14 @@ def train(
     weight_by_dim = _checked_dims(config, model)
     # the data sees the whole batch, of which each process encodes its share
     whole = {"per_device_train_batch_size": config.per_device_train_batch_size * peers.size}
+    held_out, source = hold_out(source) if config.interpolation is None else ([], source)
     with peers.first_alone():
         data = open_data(config.model_copy(update=whole), source, work_dir, resume_from)
     total_steps = data.total_steps
     # without weight decay, as in sentence-transformers' defaults: it would pull a tuned base towards 0
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
-    state = _resume(newest_checkpoint([*resume_from, work_dir]), config, model, optimizer)
+    averaged = AveragedModel(model) if config.averaging else None
+    state = _resume(newest_checkpoint([*resume_from, work_dir]), config, model, optimizer, averaged)
 
     started = saved = time.monotonic()
     before = state
@@ -112,6 +116,8 @@ def train(
             ) from error
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
+        if averaged is not None and state.step >= total_steps * (1 - config.averaging):
+            averaged.update_parameters(model)
 
         if not math.isfinite(value):
             raise DivergedError
@@ -135,7 +141,7 @@ def train(
             )
         )
         if peers.rank == 0 and now - saved >= config.checkpoint_every_s:
-            save_checkpoint(work_dir, state.step, _checkpoint(state, config, model, optimizer))
+            save_checkpoint(work_dir, state.step, _checkpoint(state, config, model, optimizer, averaged))
             saved = time.monotonic()
 
     facts = {
@@ -147,10 +153,25 @@ def train(
         "seconds": round(state.seconds, 1),
         **(about or {}),
     }
+    if averaged is not None:
+        model.load_state_dict(averaged.module.state_dict())
+    facts |= _interpolated(model, config, held_out)
     model_dir = work_dir / "model"
     if peers.rank == 0:
         export_model(model, config, facts, dims=list(weight_by_dim), target=model_dir)
     return {**facts, "model_dir": str(model_dir)}
+
+
+def _interpolated(model: SentenceTransformer, config: TrainingConfig, held_out: Sequence[Record]) -> dict[str, Any]:
+    """Moves the weights towards the base's as configured, or as far as the held-out records say; what was done."""
+    share = 1.0 if config.interpolation is None else config.interpolation
+    if share == 1 and not held_out:
+        return {}
+    base = load_model(config.model_name_or_path).to(model.device).float().state_dict()
+    if held_out:
+        return choose_share(model, base, held_out, config)
+    mix(model, {name: weight.clone() for name, weight in model.state_dict().items()}, base, share)
+    return {"interpolation": share}
 
 
 def learning_rate_share(step: int, total_steps: int, warmup_ratio: float) -> float:
@@ -182,7 +203,11 @@ def _checked_dims(config: TrainingConfig, model: SentenceTransformer) -> dict[in
 
 
 def _checkpoint(
-    state: _State, config: TrainingConfig, model: SentenceTransformer, optimizer: torch.optim.Optimizer
+    state: _State,
+    config: TrainingConfig,
+    model: SentenceTransformer,
+    optimizer: torch.optim.Optimizer,
+    averaged: AveragedModel | None,
 ) -> dict[str, Any]:
     position = state.position
     return {
@@ -190,11 +215,16 @@ def _checkpoint(
         "state": {**asdict(state), "position": [position.epoch, str(position.after or ""), position.batch]},
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "averaged": averaged.state_dict() if averaged is not None else None,
     }
 
 
 def _resume(
-    checkpoint: Path | None, config: TrainingConfig, model: SentenceTransformer, optimizer: torch.optim.Optimizer
+    checkpoint: Path | None,
+    config: TrainingConfig,
+    model: SentenceTransformer,
+    optimizer: torch.optim.Optimizer,
+    averaged: AveragedModel | None,
 ) -> _State:
     """Puts the checkpoint's weights and moments into place; without one, the state before the first step."""
     if checkpoint is None:
@@ -206,6 +236,8 @@ def _resume(
         )
     model.load_state_dict(stored["model"])
     optimizer.load_state_dict(stored["optimizer"])
+    if averaged is not None:
+        averaged.load_state_dict(stored["averaged"])
     state = _State(**stored["state"])
     epoch, after, batch = stored["state"]["position"]
     return replace(state, position=Position(epoch, UUID(after) if after else None, batch))

@@ -171,6 +171,24 @@ def test_export_loads_in_plain_transformers(base: str, tmp_path: Path) -> None:
     assert torch.nn.functional.normalize(mean, dim=0).numpy() == pytest.approx(expected, abs=1e-6)
 
 
+def test_averages_the_weights_of_the_last_steps_also_when_it_resumes(base: str, tmp_path: Path) -> None:
+    averaging = config(base, averaging=0.25, interpolation=1.0)
+    run(averaging, tmp_path / "1", stop_after=11)  # of 12; the last three are averaged
+    run(averaging, tmp_path / "2", resume_from=tmp_path / "1")
+    found = load_model(str(tmp_path / "2" / "model")).state_dict()
+    plain = config(base, interpolation=1.0)
+    run(plain, tmp_path / "plain", stop_after=12)
+    states = [  # a checkpoint holds the weights of its step
+        torch.load(tmp_path / "plain" / f"checkpoint-{step}" / "state.pt", weights_only=True)["model"]
+        for step in (10, 11)
+    ]
+    run(plain, tmp_path / "whole")
+    states.append(load_model(str(tmp_path / "whole" / "model")).state_dict())
+    for name, weight in found.items():
+        if weight.is_floating_point():
+            assert torch.allclose(weight, sum(state[name] for state in states) / 3, atol=1e-6), name
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25])
 def test_interpolates_with_the_base(base: str, tmp_path: Path, share: float) -> None:
     train(config(base), records(), tmp_path / "tuned")
