@@ -71,7 +71,7 @@ class TrainingConfig(BaseModel):
         None,
         ge=0,
         le=1,
-        description="share of the tuned weights in the exported ones, the rest is the base's; by default the share that "
+        description="share of the tuned weights in the exported ones, the rest is the base's; by default the one that "
         "does best on records held out for it",
     )
     kept_tokens: int | None = Field(
