@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.context import Context, say
+from cli.models.mixture_file import read_mixture
 from cli.watch import watch_shard
 from services.trainer.config import EvaluationConfig, Prompts, TrainingConfig
 from shared.errors import InvalidInputError, NotDoneError, SettingError
@@ -48,8 +49,22 @@ def train(
     same_tower_negatives: Annotated[
         bool, typer.Option(help=_described("same_tower_negatives"))
     ] = _DEFAULTS.same_tower_negatives,
+    soft_mask_margin: Annotated[
+        float | None, typer.Option(help=_described("soft_mask_margin"))
+    ] = _DEFAULTS.soft_mask_margin,
+    hardness: Annotated[float, typer.Option(help=_described("hardness"))] = _DEFAULTS.hardness,
+    spread_out: Annotated[float, typer.Option(help=_described("spread_out"))] = _DEFAULTS.spread_out,
+    averaging: Annotated[float, typer.Option(help=_described("averaging"))] = _DEFAULTS.averaging,
+    interpolation: Annotated[float | None, typer.Option(help=_described("interpolation"))] = _DEFAULTS.interpolation,
+    kept_tokens: Annotated[int | None, typer.Option(help=_described("kept_tokens"))] = _DEFAULTS.kept_tokens,
     seed: Annotated[int, typer.Option(help=_described("seed"))] = _DEFAULTS.seed,
     label_version: Annotated[int, typer.Option(help="which labelling of the run's queries")] = 1,
+    mixture: Annotated[
+        Path | None, typer.Option(help="a YAML file of what to train on; the run's records are its source of kind fret")
+    ] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="one more source of the mixture, as a YAML mapping; may be repeated")
+    ] = None,
 ) -> None:
     """Train an encoder on a run's records and write it as a SentenceTransformer folder."""
     config = validated(
@@ -65,7 +80,14 @@ def train(
         prompts=prompts,
         hard_negatives=hard_negatives,
         same_tower_negatives=same_tower_negatives,
+        soft_mask_margin=soft_mask_margin,
+        hardness=hardness,
+        spread_out=spread_out,
+        averaging=averaging,
+        interpolation=interpolation,
+        kept_tokens=kept_tokens,
         seed=seed,
+        mixture=read_mixture(mixture, source or ()),
     )
     output = output.absolute()
     if output.exists():

@@ -5,12 +5,10 @@ What breaks the format's rules is an InvalidInputError with file, line and rule;
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
-
+from services.trainer.lines import Where, json_lines, text_lines
 from shared.errors import InvalidInputError
 
 
@@ -37,13 +35,13 @@ def read_beir(folder: Path, split: str = "test") -> BeirData:
     names a query or passage that is not there.
     """
     passages: dict[str, BeirPassage] = {}
-    for where, row in _json_lines(folder / "corpus.jsonl"):
+    for where, row in json_lines(folder / "corpus.jsonl"):
         passage_id = _id(where, row)
         if passage_id in passages:
             raise InvalidInputError(*where, f"the _id {passage_id!r} stands twice")
         passages[passage_id] = BeirPassage(passage_id, _text(where, row, "title", ""), _text(where, row, "text"))
     query_texts: dict[str, str] = {}
-    for where, row in _json_lines(folder / "queries.jsonl"):
+    for where, row in json_lines(folder / "queries.jsonl"):
         query_id = _id(where, row)
         if query_id in query_texts:
             raise InvalidInputError(*where, f"the _id {query_id!r} stands twice")
@@ -56,12 +54,12 @@ def read_beir(folder: Path, split: str = "test") -> BeirData:
     )
 
 
-Where = tuple[Path, int]
-
-
 def _read_qrels(path: Path, passages: dict[str, BeirPassage], query_texts: dict[str, str]) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
-    for where, line in _lines(path):
+    for where, raw in text_lines(path):
+        line = raw.rstrip("\r\n")
+        if not line.strip():
+            continue
         fields = line.split("\t")
         if len(fields) != 3:
             raise InvalidInputError(*where, "a line of qrels has three fields parted by tabs: query-id corpus-id score")
@@ -81,31 +79,6 @@ def _read_qrels(path: Path, passages: dict[str, BeirPassage], query_texts: dict[
     if not qrels:
         raise InvalidInputError(path, None, "no judgement in it: nothing can be measured")
     return qrels
-
-
-def _json_lines(path: Path) -> Iterator[tuple[Where, dict[str, object]]]:
-    for where, line in _lines(path):
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise InvalidInputError(*where, f"not valid JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise InvalidInputError(*where, "a line has to be a JSON object")
-        yield where, row
-
-
-def _lines(path: Path) -> Iterator[tuple[Where, str]]:
-    """The lines that are not blank, each with its place."""
-    if not path.is_file():
-        raise InvalidInputError(path, None, "there is no such file; a BEIR folder has to have it")
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                line = raw.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise InvalidInputError(path, number, f"not valid UTF-8 at byte {error.start} of the line") from None
-            if line.strip():
-                yield (path, number), line
 
 
 def _id(where: Where, row: dict[str, object]) -> str:

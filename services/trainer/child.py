@@ -6,7 +6,9 @@ of {"type": "progress", …}, then one {"type": "result", …} (exit status 0) o
 {"type": "error", "error_type": …, "message": …} (exit status 1). Logs go to standard error.
 
     train     {"database_url", "run_id", "label_version", "config": TrainingConfig, "work_dir", "resume_from": [dirs],
-               "about": {…}}; the result is train's facts and "model_dir", from where the parent moves the model
+               "about": {…}}; the result is train's facts and "model_dir", from where the parent moves the model. On a
+               machine with several GPUs this process starts a peer for each other one, a child of its own with the
+               same specification and a "rank".
     evaluate  {"config": EvaluationConfig, "per_query_file"}; the result is evaluate's report
 """
 
@@ -29,7 +31,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from services.trainer.config import EvaluationConfig, TrainingConfig
 from services.trainer.evaluate import evaluate
+from services.trainer.gpus import together
 from services.trainer.mixture import LedgerRecords
+from services.trainer.peers import Peers
 from services.trainer.train import Progress, train
 from shared.errors import InvalidInputError
 
@@ -63,6 +67,11 @@ def main() -> int:
 
 def run_training(spec: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Trains as the spec says; progress is {"step", "total_steps", "loss", "examples_per_s", "eta_s"}."""
+    with together(spec) as peers:
+        return _train(spec, emit, peers)
+
+
+def _train(spec: dict[str, Any], emit: Emit, peers: Peers) -> dict[str, Any]:
     source = LedgerRecords(create_engine(spec["database_url"]), UUID(spec["run_id"]), spec["label_version"])
     last = -PROGRESS_EVERY_S
 
@@ -79,6 +88,7 @@ def run_training(spec: dict[str, Any], emit: Emit) -> dict[str, Any]:
         resume_from=[Path(folder) for folder in spec.get("resume_from", ())],
         about=spec.get("about"),
         on_progress=on_progress,
+        peers=peers,
     )
 
 

@@ -47,7 +47,11 @@ def run_child(
         raise _error(last)
     raise errors.FretworkError(
         f"the {kind} process ended with exit status {child.returncode} and no result; its log is the trainer's"
-        + (": it was killed, perhaps for want of memory" if child.returncode == -9 else "")
+        + (
+            ": it was killed, perhaps for want of memory: lower --kept-tokens, then --passage-max-len"
+            if child.returncode == -9
+            else ""
+        )
     )
 
 

@@ -7,6 +7,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from services.trainer.mixture_config import Mixture
 from shared.models import WHEEL_MODEL
 
 
@@ -41,6 +42,17 @@ class TrainingConfig(BaseModel):
     same_tower_negatives: bool = Field(
         False, description="the batch's other queries count as negatives, as in the paper; it cost the demo 0.013"
     )
+    soft_mask_margin: float | None = Field(
+        None,
+        ge=0,
+        description="a negative nearer than the positive by more than this cosine is left out (0.1 in Qwen3)",
+    )
+    hardness: float = Field(
+        0.0, ge=0, description="α: a query's own hard negative weighs e^(α · its cosine) (5 in EmbeddingGemma)"
+    )
+    spread_out: float = Field(
+        0.0, ge=0, description="λ of the spread-out regulariser: the mean squared cosine of two different texts"
+    )
     matryoshka_dims: tuple[int, ...] = Field(
         (256, 128, 64), description="dimensions trained beside the model's full one, which always is"
     )
@@ -52,10 +64,24 @@ class TrainingConfig(BaseModel):
     mask_probability: float = Field(
         0.9, ge=0, le=1, description="how often a query that stands verbatim in its passage is taken out of it"
     )
-    interpolation: float = Field(
-        1.0, ge=0, le=1, description="share of the tuned weights in the exported ones; the rest is the base's"
+    averaging: float = Field(
+        0.0, ge=0, lt=1, description="the weights of this last share of the steps are averaged, a soup of checkpoints"
+    )
+    interpolation: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of the tuned weights in the exported ones, the rest is the base's; by default the one that "
+        "does best on records held out for it",
+    )
+    kept_tokens: int | None = Field(
+        None,
+        ge=0,
+        description="tokens of a step whose activations are held at once; the rest is encoded twice (GradCache), so a "
+        "batch may be of any size. Lower it where memory runs out; by default 4096 on a CPU, 65536 on a GPU",
     )
     seed: int = Field(0, description="seeds the order of the records and the masks")
+    mixture: Mixture | None = Field(None, description="what else to train on; the run's FRet records alone by default")
     checkpoint_every_s: float = Field(60.0, ge=0, description="seconds between checkpoints; 0: after every step")
 
     @model_validator(mode="after")

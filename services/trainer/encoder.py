@@ -63,7 +63,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 def tokenize(model: SentenceTransformer, texts: Sequence[str], max_len: int) -> list[list[int]]:
     """Token ids of each text, special tokens included, cut at `max_len`."""
-    if not texts:
+    if not texts:  # a tokenizer refuses to have nothing to do
         return []
     ids: list[list[int]] = model.tokenizer(list(texts), truncation=True, max_length=max_len, padding=False)["input_ids"]
     return ids
@@ -71,23 +71,30 @@ def tokenize(model: SentenceTransformer, texts: Sequence[str], max_len: int) -> 
 
 def encode(model: SentenceTransformer, token_ids: Sequence[Sequence[int]]) -> Tensor:
     """The embeddings of the texts, in their order: (N, D) float32, normalised if the model does so."""
-    device = model.device
-    chunks = chunk_by_length(
-        [len(ids) for ids in token_ids], CPU_CHUNK_TOKENS if device.type == "cpu" else GPU_CHUNK_TOKENS
-    )
-    pad_id = model.tokenizer.pad_token_id
-    dtype = autocast_dtype(device)
-    parts = []
-    with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        for chunk in chunks:
-            rows = [torch.tensor(token_ids[index]) for index in chunk]
-            features = {
-                "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad_id).to(device),
-                "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device),
-            }
-            parts.append(model(features)["sentence_embedding"].float())
-    order = torch.tensor([index for chunk in chunks for index in chunk], device=device)
+    chunks = chunks_of(model, token_ids)
+    parts = [encode_chunk(model, [token_ids[index] for index in chunk]) for chunk in chunks]
+    order = torch.tensor([index for chunk in chunks for index in chunk], device=model.device)
     return torch.cat(parts)[torch.argsort(order)]
+
+
+def encode_chunk(model: SentenceTransformer, token_ids: Sequence[Sequence[int]]) -> Tensor:
+    """The embeddings of texts of like length, in one pass: (N, D) float32."""
+    device = model.device
+    dtype = autocast_dtype(device)
+    rows = [torch.tensor(ids) for ids in token_ids]
+    features = {
+        "input_ids": pad_sequence(rows, batch_first=True, padding_value=model.tokenizer.pad_token_id).to(device),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device),
+    }
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        embeddings: Tensor = model(features)["sentence_embedding"]
+    return embeddings.float()
+
+
+def chunks_of(model: SentenceTransformer, token_ids: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Indices of texts to encode together, as many as the model's device likes."""
+    chunk_tokens = CPU_CHUNK_TOKENS if model.device.type == "cpu" else GPU_CHUNK_TOKENS
+    return chunk_by_length([len(ids) for ids in token_ids], chunk_tokens)
 
 
 def chunk_by_length(lengths: Sequence[int], chunk_tokens: int) -> list[list[int]]:

@@ -16,7 +16,6 @@ from sentence_transformers import SentenceTransformer
 
 from services.trainer.checkpoint import rename_durably
 from services.trainer.config import TrainingConfig
-from services.trainer.encoder import load_model
 from services.trainer.model_card import FACTS_FILE, write_model_card
 from shared.text_format import format_passage, query_prompt
 
@@ -33,8 +32,6 @@ def export_model(
         facts: what the model card says of the training; `task_description` is also the query prompt's.
         dims: the Matryoshka dimensions, the full one included.
     """
-    if config.interpolation < 1:
-        interpolate(model, load_model(config.model_name_or_path), config.interpolation)
     gecko = config.prompts == "gecko"
     model.prompts = {
         "query": query_prompt(facts["task_description"]) if gecko else "",
@@ -54,11 +51,3 @@ def export_model(
     (unfinished / FACTS_FILE).write_bytes(orjson.dumps(stored, option=orjson.OPT_INDENT_2))
     write_model_card(unfinished)
     rename_durably(unfinished, target)
-
-
-def interpolate(tuned: SentenceTransformer, base: SentenceTransformer, share: float) -> None:
-    """Moves `tuned` in place to share · tuned + (1 − share) · base, weight by weight (WiSE-FT, arXiv 2109.01903)."""
-    base_weights = base.state_dict()
-    for name, weight in tuned.state_dict().items():
-        if weight.is_floating_point():
-            weight.lerp_(base_weights[name].to(weight.device), 1 - share)

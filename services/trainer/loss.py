@@ -6,6 +6,11 @@ s is the cosine, τ the temperature, p_ik⁻ the query's *own* hard negatives (t
 here an in-batch j is left out where q_j = q_i or p_j⁺ = p_i⁺, as in Gemini Embedding (arXiv 2503.07891), because such a
 j is no negative. Matryoshka (MRL): the weighted sum of the same loss over the first d coordinates, normalised again.
 
+What successors added, each off unless asked for (docs/training.md):
+    soft mask    a negative with s > s(q_i,p_i⁺) + margin is left out: likely a false one (Qwen3-Embedding, 2506.05176)
+    hardness     an own negative's term is multiplied by e^{α·sg(s)}, sg: no gradient (EmbeddingGemma, 2509.20354)
+    spread-out   λ × the mean s² of two different queries, and of two different positives (GOR, 1708.06320)
+
 Why not sentence-transformers (6.2): its MultipleNegativesRankingLoss, with directions query_to_doc and query_to_query,
 comes near, but it scores every query against all hard negatives of the batch, not its own alone, and it takes no ids,
 so it cannot leave out duplicates. No encoder here: embeddings in, a scalar out.
@@ -31,8 +36,12 @@ def gecko_loss(
     temperature: float,
     weight_by_dim: Mapping[int, float],
     same_tower_negatives: bool = True,
+    soft_mask_margin: float | None = None,
+    hardness: float = 0.0,
+    spread_out: float = 0.0,
+    rows: slice = slice(None),
 ) -> Tensor:
-    """The batch's mean loss in nats, summed over the dimensions: a scalar.
+    """The batch's mean loss in nats, summed over the dimensions: a scalar. The shares of all `rows` add up to it.
 
     Args:
         queries: (B, D), of any length: they are normalised here.
@@ -44,20 +53,34 @@ def gecko_loss(
         temperature: τ > 0.
         weight_by_dim: the weight of each Matryoshka dimension, each at most D.
         same_tower_negatives: whether the other queries of the batch stand in the denominator.
+        soft_mask_margin: negatives nearer than the positive by more than this cosine are left out; None: none is.
+        hardness: α of the own negatives' weight.
+        spread_out: λ of the spread-out regulariser.
+        rows: the queries whose share is wanted: (R, B) scores are held at a time, and not (B, B).
     """
-    rows = torch.arange(len(queries), device=queries.device)
-    # (B, B): j is i itself, or no negative for i
-    same = (query_ids[:, None] == query_ids) | (positive_ids[:, None] == positive_ids)
-    own = negative_owners == rows[:, None]  # (B, M)
+    every = torch.arange(len(queries), device=queries.device)
+    mine = every[rows]  # (R,)
+    itself = mine[:, None] == every  # (R, B)
+    # j is i itself, or no negative for i
+    same = itself | (query_ids[rows, None] == query_ids) | (positive_ids[rows, None] == positive_ids)
+    own = negative_owners == mine[:, None]  # (R, M)
     total = queries.new_zeros(())
     for dim, weight in weight_by_dim.items():
         q, p, n = (F.normalize(embeddings[:, :dim], dim=-1) for embeddings in (queries, positives, negatives))
+        asked = q[rows]
+        of_positives, of_own, of_queries = asked @ p.T, asked @ n.T, asked @ q.T  # (R, B), (R, M), (R, B)
+        too_near = torch.inf if soft_mask_margin is None else of_positives[itself][:, None] + soft_mask_margin
         scores = [
-            (q @ p.T).masked_fill(same & (rows[:, None] != rows), -torch.inf),
-            (q @ n.T).masked_fill(~own, -torch.inf),
+            (of_positives / temperature).masked_fill(~itself & (same | (of_positives > too_near)), -torch.inf),
+            (of_own / temperature + hardness * of_own.detach()).masked_fill(~own | (of_own > too_near), -torch.inf),
         ]
         if same_tower_negatives:
-            scores.append((q @ q.T).masked_fill(same, -torch.inf))
+            scores.append((of_queries / temperature).masked_fill(same | (of_queries > too_near), -torch.inf))
         # the first B columns are the positives, so row i's target is i; -inf is an exact 0 in sum and gradient
-        total = total + weight * F.cross_entropy(torch.cat(scores, dim=1) / temperature, rows)
+        share = F.cross_entropy(torch.cat(scores, dim=1), mine, reduction="sum") / len(every)
+        if spread_out:
+            pairs = len(every) * max(len(every) - 1, 1)
+            for cosines in (of_queries, p[rows] @ p.T):
+                share = share + spread_out * cosines.masked_fill(same, 0.0).square().sum() / pairs
+        total = total + weight * share
     return total

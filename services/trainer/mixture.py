@@ -1,4 +1,4 @@
-"""What training reads: records, in an order fixed by seed and epoch, as formatted examples in batches.
+"""What training reads of FRet: records, in an order fixed by seed and epoch, as formatted examples in batches.
 
 The order: a query's id is a hash, so the order of ids, which Postgres pages through by its index, is already one of
 chance; each window of it is shuffled again, per seed and epoch. Memory holds one window, whatever the number of
@@ -8,12 +8,12 @@ records, and a `Position` is enough to go on in the middle of an epoch. No torch
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
-from sqlalchemy import Engine, desc, func, select
+from sqlalchemy import Engine, Select, desc, func, select
 
 from services.trainer.config import TrainingConfig
 from shared.masking import Span, mask
@@ -39,12 +39,16 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A record as the encoder sees it. Equal queries have equal text, equal positives equal ids."""
+    """A record as the encoder sees it. Equal queries have equal text, equal positives equal ids.
+
+    Whether the batch's other queries are negatives is the same for all of a batch, which is of one source.
+    """
 
     query: str
     positive: str
     positive_id: UUID
     negatives: tuple[str, ...]
+    same_tower_negatives: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,15 @@ class RecordSource(Protocol):
     def page(self, after: UUID | None, limit: int) -> list[Record]:
         """The next `limit` records in the order of their query ids, those after `after`."""
 
+    def count_by_task(self) -> dict[str, int]:
+        """How many records have each task description, in the alphabet's order."""
+
+    def tasks(self, after: UUID | None, limit: int) -> list[tuple[UUID, str]]:
+        """Query ids and task descriptions of the next `limit` records, as `page` would give them."""
+
+    def find(self, query_ids: Collection[UUID]) -> dict[UUID, Record]:
+        """The records of these queries; they are all there."""
+
 
 def format_passage_text(prompts: str, title: str, text: str) -> str:
     """A passage as a model with these prompts ("gecko" or "none") reads it."""
@@ -90,6 +103,7 @@ def make_example(record: Record, config: TrainingConfig, epoch: int) -> Example:
         negatives=tuple(passage(*pair) for pair in zip(record.negatives, record.negative_spans, strict=True))
         if config.hard_negatives
         else (),
+        same_tower_negatives=config.same_tower_negatives,
     )
 
 
@@ -119,6 +133,9 @@ def batches(source: RecordSource, config: TrainingConfig, start: Position) -> It
         start = Position(start.epoch, last)
 
 
+_COLUMNS = (fret_records, queries.c.task_description, queries.c.query_text)
+
+
 class LedgerRecords:
     """The records of one run and label version, read from Postgres by keyset."""
 
@@ -146,16 +163,41 @@ class LedgerRecords:
             found: str = connection.execute(statement).scalar_one()
         return found
 
-    def page(self, after: UUID | None, limit: int) -> list[Record]:
+    def count_by_task(self) -> dict[str, int]:
+        task = queries.c.task_description
         statement = (
-            select(fret_records, queries.c.task_description, queries.c.query_text)
-            .join(queries, self._with_query)
+            select(task, func.count())
+            .select_from(fret_records.join(queries, self._with_query))
             .where(*self._of_run)
-            .order_by(fret_records.c.query_id)
-            .limit(limit)
+            .group_by(task)
+            .order_by(task)
         )
-        if after is not None:
-            statement = statement.where(fret_records.c.query_id > after)
+        with self._engine.connect() as connection:
+            return {row[0]: row[1] for row in connection.execute(statement)}
+
+    def tasks(self, after: UUID | None, limit: int) -> list[tuple[UUID, str]]:
+        statement = self._after(select(fret_records.c.query_id, queries.c.task_description), after, limit)
+        with self._engine.connect() as connection:
+            return [(row.query_id, row.task_description) for row in connection.execute(statement)]
+
+    def page(self, after: UUID | None, limit: int) -> list[Record]:
+        return self._records(self._after(select(*_COLUMNS), after, limit))
+
+    def find(self, query_ids: Collection[UUID]) -> dict[UUID, Record]:
+        statement = (
+            select(*_COLUMNS)
+            .join(queries, self._with_query)
+            .where(*self._of_run, fret_records.c.query_id.in_(query_ids))
+        )
+        return {record.query_id: record for record in self._records(statement)}
+
+    def _after(self, columns: Select[Any], after: UUID | None, limit: int) -> Select[Any]:
+        statement = (
+            columns.join(queries, self._with_query).where(*self._of_run).order_by(fret_records.c.query_id).limit(limit)
+        )
+        return statement if after is None else statement.where(fret_records.c.query_id > after)
+
+    def _records(self, statement: Select[Any]) -> list[Record]:
         with self._engine.connect() as connection:
             rows = connection.execute(statement).all()
             ids = {id_ for row in rows for id_ in (row.positive_id, *row.negative_ids)}

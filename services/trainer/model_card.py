@@ -20,7 +20,8 @@ def write_model_card(model_dir: Path, evaluation: Mapping[str, Any] | None = Non
 def render(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
     """The card's text, in Markdown with the front matter that model hubs read."""
     facts = dict(facts)
-    config, dims = facts.pop("config"), facts.pop("dims")
+    config, dims = dict(facts.pop("config")), facts.pop("dims")
+    mixture, sources = config.pop("mixture", None), facts.pop("sources", {})
     base = config["model_name_or_path"]
     return f"""---
 library_name: sentence-transformers
@@ -50,11 +51,12 @@ print(model.similarity(queries, passages))
 ## Effect
 
 {_effect(evaluation)}
+{_development(facts)}
 
 ## Data
 
 {_table(facts)}
-
+{_mixture(mixture, sources)}
 ## Configuration
 
 {_table(config)}
@@ -103,6 +105,41 @@ def _effect(evaluation: Mapping[str, Any] | None) -> str:
             difference = f"{evaluation['delta'][dim]['ndcg@10']['mean']:+.4f} [{low:+.4f}, {high:+.4f}]"
             lines.append(f"| {dim} | {moved[0]} | {difference} | {moved[1]} | {moved[2]} |")
     return "\n".join(lines)
+
+
+def _mixture(mixture: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> str:
+    if mixture is None:
+        return ""
+    lines = [
+        "\nEach batch is of one of these sources, drawn by weight.\n",
+        "| source | kind | from | task description | weight | batches | examples | rows left out |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for source in mixture["sources"]:
+        of = facts[source["name"]]
+        place = "the ledger" if source["kind"] == "fret" else source["hub"] or source["path"]
+        left_out = "; ".join(f"{count} {reason}" for reason, count in of["rows_left_out"].items()) or "none"
+        task = source.get("task_description", "each record's own")
+        shown = (source["name"], source["kind"], place, task, source["weight"], of["batches"], of["examples"], left_out)
+        lines.append("| " + " | ".join(map(str, shown)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _development(facts: Mapping[str, Any]) -> str:
+    """What the run's own held-out queries say of the training."""
+    found = facts.get("development_ndcg@10")
+    if found is None:
+        return ""
+    on = f"On {facts['development_queries']} of the run's own queries, held out from training, nDCG@10 is"
+    if facts["interpolation"] == 0:
+        return (
+            f"\n**This model is its base, unchanged.** {on} {found['0']:.4f} with the base's weights and "
+            f"{found['1']:.4f} with the tuned ones; no share of them did better than none.\n"
+        )
+    return (
+        f"\n{on} {found['0']:.4f} with the base's weights and {found[format(facts['interpolation'], 'g')]:.4f} with "
+        f"these, which are {facts['interpolation']:.0%} tuned. The queries are synthetic, like those of the training.\n"
+    )
 
 
 def _table(values: Mapping[str, Any]) -> str:

@@ -22,15 +22,18 @@ from uuid import UUID
 
 import torch
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from services.trainer.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from services.trainer.config import TrainingConfig
-from services.trainer.encoder import encode, load_model, ready_for_training, tokenize
+from services.trainer.data import open_data
+from services.trainer.development import choose_share, hold_out, mix
+from services.trainer.encoder import load_model, ready_for_training
 from services.trainer.export import export_model
-from services.trainer.loss import gecko_loss
-from services.trainer.mixture import Example, Position, RecordSource, batches, steps_per_epoch
-from shared.errors import FretworkError, NotFoundError, SettingError
+from services.trainer.mixture import Position, Record, RecordSource
+from services.trainer.peers import ALONE, Peers
+from services.trainer.step import add_gradient
+from shared.errors import FretworkError, SettingError
 
 MAX_GRAD_NORM = 1.0
 
@@ -70,41 +73,52 @@ def train(
     resume_from: Sequence[Path] = (),
     about: Mapping[str, str | int | float] | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    peers: Peers = ALONE,
 ) -> dict[str, Any]:
     """Trains, writes checkpoints and `work_dir/model`, and returns what there is to say about it, JSON-able.
+
+    Of several peers, each of which calls it alike, the first one writes.
 
     Args:
         resume_from: folders of earlier attempts; the newest complete checkpoint in them or in `work_dir` goes on.
         about: what the caller knows of the data for the model card, such as the run's name and the teacher.
 
-    Raises SettingError for a base model, length or dimension that cannot work and NotFoundError without any record,
-    all of them before the first step, and DivergedError when the loss is not finite.
+    Raises SettingError for a base model, length or dimension that cannot work, NotFoundError without any record and
+    InvalidInputError for a dataset that breaks a rule, all of them before the first step, and DivergedError when the
+    loss is not finite.
     """
     torch.manual_seed(config.seed)  # a base may lack weights that its class has, as BERT's pooler: these are drawn
     model = ready_for_training(load_model(config.model_name_or_path))
     weight_by_dim = _checked_dims(config, model)
-    record_count = source.count()
-    if record_count == 0:
-        raise NotFoundError(
-            "there are no records to train on: `fretwork run status` says what became of the run's items"
-        )
-    total_steps = config.num_train_epochs * steps_per_epoch(record_count, config.per_device_train_batch_size)
+    # the data sees the whole batch, of which each process encodes its share
+    whole = {"per_device_train_batch_size": config.per_device_train_batch_size * peers.size}
+    held_out, source = hold_out(source) if config.interpolation is None else ([], source)
+    with peers.first_alone():
+        data = open_data(config.model_copy(update=whole), source, work_dir, resume_from)
+    total_steps = data.total_steps
     # without weight decay, as in sentence-transformers' defaults: it would pull a tuned base towards 0
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
-    state = _resume(newest_checkpoint([*resume_from, work_dir]), config, model, optimizer)
+    averaged = AveragedModel(model) if config.averaging else None
+    state = _resume(newest_checkpoint([*resume_from, work_dir]), config, model, optimizer, averaged)
 
     started = saved = time.monotonic()
     before = state
-    for batch, following in batches(source, config, state.position):
+    for batch, following in data.batches(state.position):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_share(state.step, total_steps, config.warmup_ratio)
-        loss = batch_loss(model, batch, config, weight_by_dim)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        try:
+            value = add_gradient(model, batch, config, weight_by_dim, peers)
+        except torch.OutOfMemoryError as error:
+            raise SettingError(
+                f"the GPU's memory ran out in step {state.step + 1}: lower --kept-tokens (0 holds least), then "
+                f"--passage-max-len, which is {config.passage_max_len}; the batch may stay as it is"
+            ) from error
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
+        if averaged is not None and state.step >= total_steps * (1 - config.averaging):
+            averaged.update_parameters(model)
 
-        value = loss.item()
         if not math.isfinite(value):
             raise DivergedError
         now = time.monotonic()
@@ -126,23 +140,38 @@ def train(
                 eta_s=s_per_step * max(total_steps - state.step, 0),
             )
         )
-        if now - saved >= config.checkpoint_every_s:
-            save_checkpoint(work_dir, state.step, _checkpoint(state, config, model, optimizer))
+        if peers.rank == 0 and now - saved >= config.checkpoint_every_s:
+            save_checkpoint(work_dir, state.step, _checkpoint(state, config, model, optimizer, averaged))
             saved = time.monotonic()
 
     facts = {
-        "records": record_count,
+        **data.facts(state.step),
         "steps": state.step,
         "examples": state.examples,
         "first_loss": state.first_loss,
         "last_loss": state.last_loss,
         "seconds": round(state.seconds, 1),
-        "task_description": source.task_description(),
         **(about or {}),
     }
+    if averaged is not None:
+        model.load_state_dict(averaged.module.state_dict())
+    facts |= _interpolated(model, config, held_out)
     model_dir = work_dir / "model"
-    export_model(model, config, facts, dims=list(weight_by_dim), target=model_dir)
+    if peers.rank == 0:
+        export_model(model, config, facts, dims=list(weight_by_dim), target=model_dir)
     return {**facts, "model_dir": str(model_dir)}
+
+
+def _interpolated(model: SentenceTransformer, config: TrainingConfig, held_out: Sequence[Record]) -> dict[str, Any]:
+    """Moves the weights towards the base's as configured, or as far as the held-out records say; what was done."""
+    share = 1.0 if config.interpolation is None else config.interpolation
+    if share == 1 and not held_out:
+        return {}
+    base = load_model(config.model_name_or_path).to(model.device).float().state_dict()
+    if held_out:
+        return choose_share(model, base, held_out, config)
+    mix(model, {name: weight.clone() for name, weight in model.state_dict().items()}, base, share)
+    return {"interpolation": share}
 
 
 def learning_rate_share(step: int, total_steps: int, warmup_ratio: float) -> float:
@@ -151,34 +180,6 @@ def learning_rate_share(step: int, total_steps: int, warmup_ratio: float) -> flo
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     return max(total_steps - step, 1) / max(total_steps - warmup_steps, 1)
-
-
-def batch_loss(
-    model: SentenceTransformer, batch: Sequence[Example], config: TrainingConfig, weight_by_dim: Mapping[int, float]
-) -> Tensor:
-    """The loss of one batch, a scalar; queries, positives and all hard negatives are encoded together."""
-    size = len(batch)
-    queries = tokenize(model, [example.query for example in batch], config.query_max_len)
-    texts = [*(example.positive for example in batch), *(text for example in batch for text in example.negatives)]
-    embeddings = encode(model, [*queries, *tokenize(model, texts, config.passage_max_len)])
-    owners = [row for row, example in enumerate(batch) for _ in example.negatives]
-    return gecko_loss(
-        embeddings[:size],
-        embeddings[size : 2 * size],
-        embeddings[2 * size :],
-        torch.tensor(owners, dtype=torch.long, device=embeddings.device),
-        _numbered([example.query for example in batch], embeddings.device),
-        _numbered([example.positive_id for example in batch], embeddings.device),
-        temperature=config.temperature,
-        weight_by_dim=weight_by_dim,
-        same_tower_negatives=config.same_tower_negatives,
-    )
-
-
-def _numbered(values: Sequence[str | UUID], device: torch.device) -> Tensor:
-    """One integer per value, (B,); equal values have equal ones."""
-    number = {value: index for index, value in enumerate(dict.fromkeys(values))}
-    return torch.tensor([number[value] for value in values], device=device)
 
 
 def _checked_dims(config: TrainingConfig, model: SentenceTransformer) -> dict[int, float]:
@@ -202,7 +203,11 @@ def _checked_dims(config: TrainingConfig, model: SentenceTransformer) -> dict[in
 
 
 def _checkpoint(
-    state: _State, config: TrainingConfig, model: SentenceTransformer, optimizer: torch.optim.Optimizer
+    state: _State,
+    config: TrainingConfig,
+    model: SentenceTransformer,
+    optimizer: torch.optim.Optimizer,
+    averaged: AveragedModel | None,
 ) -> dict[str, Any]:
     position = state.position
     return {
@@ -210,11 +215,16 @@ def _checkpoint(
         "state": {**asdict(state), "position": [position.epoch, str(position.after or ""), position.batch]},
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "averaged": averaged.state_dict() if averaged is not None else None,
     }
 
 
 def _resume(
-    checkpoint: Path | None, config: TrainingConfig, model: SentenceTransformer, optimizer: torch.optim.Optimizer
+    checkpoint: Path | None,
+    config: TrainingConfig,
+    model: SentenceTransformer,
+    optimizer: torch.optim.Optimizer,
+    averaged: AveragedModel | None,
 ) -> _State:
     """Puts the checkpoint's weights and moments into place; without one, the state before the first step."""
     if checkpoint is None:
@@ -226,6 +236,8 @@ def _resume(
         )
     model.load_state_dict(stored["model"])
     optimizer.load_state_dict(stored["optimizer"])
+    if averaged is not None:
+        averaged.load_state_dict(stored["averaged"])
     state = _State(**stored["state"])
     epoch, after, batch = stored["state"]["position"]
     return replace(state, position=Position(epoch, UUID(after) if after else None, batch))

@@ -34,6 +34,11 @@ CONFIG = {
 }
 
 
+MISSING = {
+    "sources": [{"kind": "pair", "name": "x", "task_description": "t", "path": "/nowhere/corpus.jsonl"}],
+}
+
+
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
     engine = create_engine(database_url)
@@ -104,6 +109,17 @@ def test_reads_each_record_once_in_the_order_of_ids(engine: Engine, run: Run) ->
         assert TEXTS[n][start:end] == f"Number {n} of a list."
     assert {record.negatives for record in LedgerRecords(engine, run.run_id, 2).page(None, 99)} == {()}
     assert LedgerRecords(engine, run.run_id, 3).count() == 0
+
+
+def test_finds_records_by_their_queries_and_counts_their_tasks(engine: Engine, run: Run) -> None:
+    source = LedgerRecords(engine, run.run_id, 1)
+    records = source.page(None, COUNT)
+    assert source.count_by_task() == {"fact checking": 10, "search result": 40}
+    first = source.tasks(None, 20)
+    tasks = first + source.tasks(first[-1][0], COUNT)
+    assert tasks == [(record.query_id, record.task_description) for record in records]
+    some = records[::7]
+    assert source.find({record.query_id for record in some}) == {record.query_id: record for record in some}
 
 
 @pytest.fixture
@@ -189,12 +205,15 @@ def test_ends_when_its_parent_is_gone(specification: dict[str, Any]) -> None:
     ("kind", "changes", "error_type", "says"),
     [
         ("train", {"label_version": 9}, "NotFoundError", "no records"),
+        ("train", {"config": {"mixture": MISSING}}, "InvalidInputError", "no such file"),
         ("evaluate", {"config": {"model": "m", "beir_dir": "/nowhere"}}, "InvalidInputError", "no such file"),
     ],
 )
 def test_an_error_is_the_last_line(
     specification: dict[str, Any], kind: str, changes: dict[str, Any], error_type: str, says: str
 ) -> None:
+    if kind == "train":
+        changes = {**changes, "config": {**specification["config"], **changes.get("config", {})}}
     with Child(kind, {**specification, **changes}) as child:
         (line,) = child.lines()
         assert child.process.wait(10) == 1

@@ -25,27 +25,39 @@ def eq_3(
     positive_ids: list[int],
     *,
     same_tower: bool,
+    margin: float = math.inf,
+    hardness: float = 0.0,
+    spread_out: float = 0.0,
 ) -> Tensor:
     """The batch's mean of L_i, one exponential at a time, summed over the dimensions."""
 
-    def e(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    def cosine(a: Tensor, b: Tensor, dim: int) -> Tensor:
         a, b = a[:dim], b[:dim]
-        return torch.exp((a @ b) / (a.norm() * b.norm()) / TEMPERATURE)
+        value: Tensor = torch.dot(a, b) / (a.norm() * b.norm())
+        return value
+
+    def e(a: Tensor, b: Tensor, dim: int) -> Tensor:
+        return torch.exp(cosine(a, b, dim) / TEMPERATURE)
 
     total = torch.zeros((), dtype=torch.float64)
     for dim, weight in WEIGHTS.items():
         for i in range(B):
             own = e(queries[i], positives[i], dim)
             denominator = own
+            nearest = cosine(queries[i], positives[i], dim).item() + margin
             for j in range(B):
                 if j == i or query_ids[j] == query_ids[i] or positive_ids[j] == positive_ids[i]:
                     continue
-                denominator = denominator + e(queries[i], positives[j], dim)
-                if same_tower:
+                if cosine(queries[i], positives[j], dim) <= nearest:
+                    denominator = denominator + e(queries[i], positives[j], dim)
+                if same_tower and cosine(queries[i], queries[j], dim) <= nearest:
                     denominator = denominator + e(queries[i], queries[j], dim)
+                for tower in (queries, positives):
+                    total = total + weight * spread_out * cosine(tower[i], tower[j], dim) ** 2 / (B * (B - 1))
             for k, owner in enumerate(owners):
-                if owner == i:
-                    denominator = denominator + e(queries[i], negatives[k], dim)
+                if owner == i and cosine(queries[i], negatives[k], dim) <= nearest:
+                    harder = math.exp(hardness * cosine(queries[i], negatives[k], dim).item())
+                    denominator = denominator + harder * e(queries[i], negatives[k], dim)
             total = total - weight * torch.log(own / denominator) / B
     return total
 
@@ -61,26 +73,44 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("case", "same_tower"), list(product(CASES, (True, False))))
-def test_value_and_gradients_are_those_of_eq_3(case: str, same_tower: bool) -> None:
+ADDED: dict[str, dict[str, float]] = {
+    "as in the paper": {},
+    "soft mask": {"margin": 0.1},
+    "hardness": {"hardness": 5.0},
+    "spread-out": {"spread_out": 0.7},
+    "all": {"margin": -0.1, "hardness": 2.0, "spread_out": 0.3},
+}
+
+
+@pytest.mark.parametrize(("case", "same_tower", "added"), list(product(CASES, (True, False), ADDED)))
+def test_value_and_gradients_are_those_of_eq_3(case: str, same_tower: bool, added: str) -> None:
     owners, query_ids, positive_ids = CASES[case]
     generator = torch.Generator().manual_seed(1)
     queries, positives, negatives = (
         torch.randn(rows, D, dtype=torch.float64, generator=generator, requires_grad=True)
         for rows in (B, B, len(owners))
     )
-    ours = gecko_loss(
-        queries,
-        positives,
-        negatives,
-        torch.tensor(owners, dtype=torch.long),
-        torch.tensor(query_ids),
-        torch.tensor(positive_ids),
-        temperature=TEMPERATURE,
-        weight_by_dim=WEIGHTS,
-        same_tower_negatives=same_tower,
-    )
-    looped = eq_3(queries, positives, negatives, owners, query_ids, positive_ids, same_tower=same_tower)
+    options = ADDED[added]
+    parts = [
+        gecko_loss(
+            queries,
+            positives,
+            negatives,
+            torch.tensor(owners, dtype=torch.long),
+            torch.tensor(query_ids),
+            torch.tensor(positive_ids),
+            temperature=TEMPERATURE,
+            weight_by_dim=WEIGHTS,
+            same_tower_negatives=same_tower,
+            soft_mask_margin=options.get("margin"),
+            hardness=options.get("hardness", 0.0),
+            spread_out=options.get("spread_out", 0.0),
+            rows=rows,
+        )
+        for rows in (slice(0, 1), slice(1, B))
+    ]
+    ours = parts[0] + parts[1]
+    looped = eq_3(queries, positives, negatives, owners, query_ids, positive_ids, same_tower=same_tower, **options)
     assert ours.item() == pytest.approx(looped.item(), abs=1e-6)
     wanted = [of for of in (queries, positives, negatives) if len(of)]
     for got, expected in zip(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from itertools import chain
 from uuid import UUID, uuid5
 
@@ -28,6 +29,15 @@ class Records:
 
     def page(self, after: UUID | None, limit: int) -> list[Record]:
         return [record for record in self._records if after is None or record.query_id > after][:limit]
+
+    def count_by_task(self) -> dict[str, int]:
+        return dict(sorted(Counter(record.task_description for record in self._records).items()))
+
+    def tasks(self, after: UUID | None, limit: int) -> list[tuple[UUID, str]]:
+        return [(record.query_id, record.task_description) for record in self.page(after, limit)]
+
+    def find(self, query_ids: Collection[UUID]) -> dict[UUID, Record]:
+        return {record.query_id: record for record in self._records if record.query_id in query_ids}
 
 
 def make_records(count: int) -> Records:

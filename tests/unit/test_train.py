@@ -18,9 +18,11 @@ from services.trainer.checkpoint import newest_checkpoint
 from services.trainer.config import TrainingConfig
 from services.trainer.encoder import chunk_by_length, encode, load_model, tokenize
 from services.trainer.mixture import Record
+from services.trainer.mixture_config import FretSource, Mixture
 from services.trainer.train import Progress, learning_rate_share, train
 from shared.errors import NotFoundError, SettingError
 from shared.records import NAMESPACE, Passage
+from tests.unit.datasets_in_files import dataset_source, jsonl
 from tests.unit.test_mixture import Records
 from tests.unit.tiny_model import DIM, WORDS, make_tiny_model
 
@@ -112,6 +114,26 @@ def test_resumes_to_the_same_losses_and_weights(base: str, tmp_path: Path) -> No
     assert all(torch.equal(resumed[name], weight) for name, weight in undisturbed.items())
 
 
+def test_a_mixture_resumes_to_the_same_losses_and_weights(base: str, tmp_path: Path) -> None:
+    labelled = [{"text": f"{word} {other}", "label": word} for word in WORDS[:5] for other in WORDS[5:9]]
+    source = dataset_source("classification", jsonl(tmp_path / "labelled.jsonl", labelled), same_tower_negatives=False)
+    mixed = config(base, mixture=Mixture(sources=(FretSource(kind="fret"), source)))
+    whole = run(mixed, tmp_path / "whole")
+    assert len(whole) == 2 * (6 + 3)
+    before = run(mixed, tmp_path / "1", stop_after=8)
+    (tmp_path / "labelled.jsonl").unlink()  # what the first attempt has read is kept
+    after = run(mixed, tmp_path / "2", resume_from=tmp_path / "1")
+    assert [p.loss for p in before[:7]] + [p.loss for p in after] == [p.loss for p in whole]
+    resumed, undisturbed = (load_model(str(tmp_path / name / "model")).state_dict() for name in ("2", "whole"))
+    assert all(torch.equal(resumed[name], weight) for name, weight in undisturbed.items())
+    card = (tmp_path / "2" / "model" / "README.md").read_text()
+    (row,) = (line for line in card.splitlines() if line.startswith("| classification |"))
+    facts = json.loads((tmp_path / "2" / "model" / "training.json").read_text())
+    batches = facts["sources"]["classification"]["batches"]
+    assert row.endswith(f"| task of classification | 1.0 | {batches} | 20 | none |")
+    assert batches + facts["sources"]["fret"]["batches"] == 18
+
+
 def test_keeps_the_last_two_checkpoints(base: str, tmp_path: Path) -> None:
     run(config(base), tmp_path, stop_after=5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-4"]
@@ -147,6 +169,24 @@ def test_export_loads_in_plain_transformers(base: str, tmp_path: Path) -> None:
         mean = AutoModel.from_pretrained(folder)(**inputs).last_hidden_state[0].mean(0)
     expected = SentenceTransformer(folder).encode("sort a list")
     assert torch.nn.functional.normalize(mean, dim=0).numpy() == pytest.approx(expected, abs=1e-6)
+
+
+def test_averages_the_weights_of_the_last_steps_also_when_it_resumes(base: str, tmp_path: Path) -> None:
+    averaging = config(base, averaging=0.25, interpolation=1.0)
+    run(averaging, tmp_path / "1", stop_after=11)  # of 12; the last three are averaged
+    run(averaging, tmp_path / "2", resume_from=tmp_path / "1")
+    found = load_model(str(tmp_path / "2" / "model")).state_dict()
+    plain = config(base, interpolation=1.0)
+    run(plain, tmp_path / "plain", stop_after=12)
+    states = [  # a checkpoint holds the weights of its step
+        torch.load(tmp_path / "plain" / f"checkpoint-{step}" / "state.pt", weights_only=True)["model"]
+        for step in (10, 11)
+    ]
+    run(plain, tmp_path / "whole")
+    states.append(load_model(str(tmp_path / "whole" / "model")).state_dict())
+    for name, weight in found.items():
+        if weight.is_floating_point():
+            assert torch.allclose(weight, sum(state[name] for state in states) / 3, atol=1e-6), name
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25])

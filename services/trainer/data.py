@@ -1,0 +1,133 @@
+"""What a training reads, batch by batch: the run's records alone, or a mixture of sources, each batch of one."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from services.trainer.checkpoint import rename_durably
+from services.trainer.config import TrainingConfig
+from services.trainer.draw import source_draws
+from services.trainer.fret_index import FretExamples, write_index
+from services.trainer.mixture import Example, Position, RecordSource, batches, steps_per_epoch
+from services.trainer.mixture_config import FretSource, Mixture
+from services.trainer.prepare import load_prepared, prepare
+from services.trainer.sources import DatasetExamples, ExampleSource
+from shared.errors import NotFoundError
+
+
+class TrainingData(Protocol):
+    """All that a training reads."""
+
+    total_steps: int
+
+    def batches(self, start: Position) -> Iterator[tuple[list[Example], Position]]:
+        """The batches from `start` to the last, each with the position behind it."""
+
+    def facts(self, steps: int) -> dict[str, Any]:
+        """What there is to say of it after so many steps, JSON-able; with `task_description`, the query prompt's."""
+
+
+def open_data(
+    config: TrainingConfig, records: RecordSource, work_dir: Path, earlier: Sequence[Path] = ()
+) -> TrainingData:
+    """What the configuration says to read; a mixture's datasets are read, checked and written to `work_dir/mixture`.
+
+    What an earlier attempt has written in its own folder is taken as it is, so that a training which resumes reads the
+    same whatever became of the datasets.
+
+    Raises NotFoundError where there are no records to read, InvalidInputError or SettingError for a dataset.
+    """
+    if config.mixture is None:
+        return _RecordsAlone(config, records)
+    return _Mixed(config, config.mixture, records, _prepared(config.mixture, records, [*earlier, work_dir]))
+
+
+class _RecordsAlone:
+    def __init__(self, config: TrainingConfig, records: RecordSource) -> None:
+        self._config, self._records = config, records
+        self._count = _counted(records)
+        self.total_steps = config.num_train_epochs * steps_per_epoch(self._count, config.per_device_train_batch_size)
+
+    def batches(self, start: Position) -> Iterator[tuple[list[Example], Position]]:
+        return batches(self._records, self._config, start)
+
+    def facts(self, steps: int) -> dict[str, Any]:
+        return {"records": self._count, "task_description": self._records.task_description()}
+
+
+class _Mixed:
+    """A position is a number of batches: the seed says which source each was of, and so how far each source is."""
+
+    def __init__(self, config: TrainingConfig, mixture: Mixture, records: RecordSource, folder: Path) -> None:
+        self._mixture, self._records, self._seed = mixture, records, config.seed
+        self._size = config.per_device_train_batch_size
+        self._facts: dict[str, dict[str, Any]] = {}
+        self._sources: list[ExampleSource] = []
+        for source in mixture.sources:
+            place = folder / source.name
+            opened: ExampleSource
+            if isinstance(source, FretSource):
+                opened, dropped = FretExamples(source, config, records, place), {}
+            else:
+                prepared, dataset = load_prepared(place)
+                opened, dropped = DatasetExamples(source, config, prepared, dataset), prepared.dropped
+            self._sources.append(opened)
+            self._facts[source.name] = {"kind": source.kind, "weight": source.weight, "examples": opened.count}
+            self._facts[source.name]["rows_left_out"] = dropped
+        every = sum(steps_per_epoch(source.count, self._size) for source in self._sources)
+        self.total_steps = mixture.max_steps or config.num_train_epochs * every
+
+    def batches(self, start: Position) -> Iterator[tuple[list[Example], Position]]:
+        done = Counter[int]()
+        for step, number in enumerate(self._drawn(self.total_steps)):
+            first = done[number] * self._size
+            done[number] += 1
+            if step >= start.batch:
+                places = range(first, first + self._size)
+                yield self._sources[number].examples(places), Position(batch=step + 1)
+
+    def facts(self, steps: int) -> dict[str, Any]:
+        batches_of = Counter(self._drawn(steps))
+        sources = {
+            name: {**facts, "batches": batches_of[number]} for number, (name, facts) in enumerate(self._facts.items())
+        }
+        datasets = [source for source in self._mixture.sources if not isinstance(source, FretSource)]
+        if len(datasets) < len(self._mixture.sources):
+            records, task_description = self._facts["fret"]["examples"], self._records.task_description()
+        else:
+            records, task_description = 0, max(datasets, key=lambda source: source.weight).task_description
+        return {"records": records, "sources": sources, "task_description": task_description}
+
+    def _drawn(self, steps: int) -> Iterator[int]:
+        return islice(source_draws([source.weight for source in self._mixture.sources], self._seed), steps)
+
+
+def _prepared(mixture: Mixture, records: RecordSource, folders: Sequence[Path]) -> Path:
+    """The folder `mixture` in one of `folders` if there is one, else the last's, once it is complete."""
+    for folder in folders:
+        if (folder / "mixture").is_dir():
+            return folder / "mixture"
+    unfinished, target = folders[-1] / "unfinished-mixture", folders[-1] / "mixture"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for source in mixture.sources:
+        if isinstance(source, FretSource):
+            _counted(records)
+            write_index(records, unfinished / source.name)
+        else:
+            prepare(source, unfinished / source.name)
+    rename_durably(unfinished, target)
+    return target
+
+
+def _counted(records: RecordSource) -> int:
+    count = records.count()
+    if count == 0:
+        raise NotFoundError(
+            "there are no records to train on: `fretwork run status` says what became of the run's items"
+        )
+    return count

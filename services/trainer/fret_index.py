@@ -1,0 +1,72 @@
+"""FRet records by number, for a mixture: a file holds their ids, together by task description, and the ledger the rest.
+
+The file is written page by page and mapped into memory: 16 bytes a record on the disk. In memory is a number for each
+task description.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+from uuid import UUID
+
+import numpy
+import orjson
+
+from services.trainer.config import TrainingConfig
+from services.trainer.draw import permuted
+from services.trainer.mixture import WINDOW, Example, RecordSource, make_example
+from services.trainer.mixture_config import FretSource
+
+ID_BYTES = 16
+
+
+def write_index(records: RecordSource, folder: Path) -> None:
+    """Writes the records' ids into `folder`, those of a task description together, in the order of ids."""
+    folder.mkdir(parents=True)
+    counts = records.count_by_task()
+    (folder / "counts.json").write_bytes(orjson.dumps(list(counts.values())))
+    ids = numpy.memmap(folder / "ids", dtype=f"V{ID_BYTES}", mode="w+", shape=(sum(counts.values()),))
+    ends = dict(zip(counts, [0, *accumulate(counts.values())], strict=False))
+    after: UUID | None = None
+    while page := records.tasks(after, WINDOW):
+        for after, task_description in page:
+            ids[ends[task_description]] = numpy.void(after.bytes)
+            ends[task_description] += 1
+    ids.flush()
+
+
+class FretExamples:
+    """The records of an index as examples."""
+
+    def __init__(self, source: FretSource, config: TrainingConfig, records: RecordSource, folder: Path) -> None:
+        counts = orjson.loads((folder / "counts.json").read_bytes())
+        self.count: int = sum(counts)
+        self._starts = [0, *accumulate(counts)]
+        self._source, self._config, self._records = source, config, records
+        self._ids = numpy.memmap(folder / "ids", dtype=f"V{ID_BYTES}", mode="r")
+
+    def examples(self, places: Sequence[int]) -> list[Example]:
+        ids = [UUID(bytes=self._ids[self._number(place)].tobytes()) for place in places]
+        found = self._records.find(set(ids))
+        same_tower = self._source.same_tower_negatives
+        examples = [
+            make_example(found[query_id], self._config, place // self.count)
+            for place, query_id in zip(places, ids, strict=True)
+        ]
+        return (
+            examples
+            if same_tower is None
+            else [replace(example, same_tower_negatives=same_tower) for example in examples]
+        )
+
+    def _number(self, place: int) -> int:
+        key = f"{self._config.seed}:fret"
+        if self._source.uniform_tasks:
+            rng = random.Random(f"{key}:{place}")  # noqa: S311
+            task = rng.randrange(len(self._starts) - 1)
+            return rng.randrange(self._starts[task], self._starts[task + 1])
+        return permuted(place % self.count, self.count, f"{key}:{place // self.count}")

@@ -1,0 +1,164 @@
+"""What a row of each kind of dataset means: its checked values as ⟨query, positive, negatives⟩. Pure, no files.
+
+A value of the wrong form is an InvalidInputError with its place: the mapping or the file is wrong. A row of the right
+form that can be no example, such as one with an empty text, is left out and counted by its reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from services.trainer.lines import Where
+from services.trainer.mixture_config import (
+    ClassificationSource,
+    NliSource,
+    PairSource,
+    ScoredPairSource,
+    TripletFields,
+    TripletSource,
+)
+from services.trainer.rows import Row
+from shared.errors import InvalidInputError
+
+NO_LABEL = -1  # what datasets on the hub write where a label is unknown
+
+
+@dataclass(frozen=True, slots=True)
+class TextExample:
+    """One example's texts, not yet written for the encoder; the title is the positive's."""
+
+    query: str
+    positive: str
+    title: str = ""
+    negatives: tuple[str, ...] = ()
+
+
+def text_examples(
+    source: PairSource | TripletSource | ScoredPairSource, rows: Iterable[Row], dropped: Counter[str]
+) -> Iterator[TextExample]:
+    """The examples of the rows, in order; what is left out is counted in `dropped`."""
+    for where, row in rows:
+        title, negatives = "", tuple[str, ...]()
+        match source:
+            case PairSource(fields=fields):
+                query, positives = _text(where, row, fields.query), _texts(where, row, fields.positive)
+                title = _title(where, row, fields.title)
+            case TripletSource(fields=fields):
+                query, title = _text(where, row, fields.query), _title(where, row, fields.title)
+                if fields.options:
+                    positives, negatives = _choice(where, row, fields)
+                else:
+                    positives = _texts(where, row, fields.positive or "")
+                    negatives = tuple(text for name in fields.negatives for text in _texts(where, row, name))
+            case ScoredPairSource(fields=fields):
+                if _number(where, row, fields.score) < source.min_score:
+                    dropped["score below min_score"] += 1
+                    continue
+                query, positives = _text(where, row, fields.first), _texts(where, row, fields.second)
+        if not query or not positives:
+            dropped["no query" if not query else "no positive"] += 1
+            continue
+        # what is a positive of the same row is no negative of it
+        negatives = tuple(text for text in negatives if text not in positives)
+        for positive in positives:
+            yield TextExample(query, positive, title, negatives)
+
+
+def labelled_texts(
+    source: ClassificationSource, rows: Iterable[Row], dropped: Counter[str]
+) -> Iterator[tuple[str, str]]:
+    """(text, label) of each row that has both."""
+    for where, row in rows:
+        text, label = _text(where, row, source.fields.text), _label(where, row, source.fields.label)
+        if not text or label is None:
+            dropped["no text" if not text else "no label"] += 1
+            continue
+        yield text, label
+
+
+def hypotheses(source: NliSource, rows: Iterable[Row], dropped: Counter[str]) -> Iterator[tuple[str, str, bool]]:
+    """(premise, hypothesis, whether it follows) of each row whose hypothesis follows or contradicts."""
+    entailment, contradiction = str(source.entailment), str(source.contradiction)
+    for where, row in rows:
+        premise, hypothesis = _text(where, row, source.fields.premise), _text(where, row, source.fields.hypothesis)
+        label = _label(where, row, source.fields.label)
+        if not premise or not hypothesis:
+            dropped["no premise" if not premise else "no hypothesis"] += 1
+        elif label is None:
+            dropped["no label"] += 1
+        elif label not in (entailment, contradiction):
+            dropped["neither entailment nor contradiction"] += 1
+        else:
+            yield premise, hypothesis, label == entailment
+
+
+def nli_examples(premise: str, following: list[str], contradicting: list[str]) -> Iterator[TextExample]:
+    """An example for each hypothesis that follows; what contradicts is shared out among them."""
+    for number, hypothesis in enumerate(following):
+        own = contradicting[number :: len(following)] or contradicting[:1]
+        yield TextExample(premise, hypothesis, negatives=tuple(own))
+
+
+def _choice(where: Where, row: dict[str, Any], fields: TripletFields) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The right option and the others; no right one where the answer is not told, as in MedMCQA's test split."""
+    answer = _number(where, row, fields.answer or "", if_none=NO_LABEL)
+    if answer == NO_LABEL:
+        return (), ()
+    options = [_text(where, row, name) for name in fields.options]
+    if answer not in range(len(options)):
+        raise InvalidInputError(*where, f"{fields.answer} is {answer:g}, and the options are 0 to {len(options) - 1}")
+    right = options.pop(int(answer))
+    return (right,) if right else (), tuple(filter(None, options))
+
+
+def _value(where: Where, row: dict[str, Any], column: str) -> Any:
+    try:
+        return row[column]
+    except KeyError:
+        rule = f"there is no column {column!r}, only {', '.join(map(repr, row))}: map the names under `fields`"
+        raise InvalidInputError(*where, rule) from None
+
+
+def _texts(where: Where, row: dict[str, Any], column: str) -> tuple[str, ...]:
+    """The texts in a text or a list of texts; blank ones and null are none."""
+    value = _value(where, row, column)
+    texts = value if isinstance(value, list) else [value]
+    for text in texts:
+        if not isinstance(text, str | None):
+            raise InvalidInputError(*where, f"{column} has to be a text, and is {type(text).__name__}: {text!r:.80}")
+    return tuple(text for text in texts if text and text.strip())
+
+
+def _text(where: Where, row: dict[str, Any], column: str) -> str:
+    """The text, or "" for a blank one or null."""
+    if isinstance(_value(where, row, column), list):
+        raise InvalidInputError(*where, f"{column} has to be a text, and is a list")
+    return "".join(_texts(where, row, column))
+
+
+def _title(where: Where, row: dict[str, Any], column: str | None) -> str:
+    return _text(where, row, column) if column else ""
+
+
+def _label(where: Where, row: dict[str, Any], column: str) -> str | None:
+    value = _value(where, row, column)
+    if value is None or value in ("", NO_LABEL):
+        return None
+    if not isinstance(value, str | int):
+        raise InvalidInputError(*where, f"{column} has to be a text or an integer, and is {value!r:.80}")
+    return str(value)
+
+
+def _number(where: Where, row: dict[str, Any], column: str, *, if_none: float = math.nan) -> float:
+    value = _value(where, row, column)
+    try:
+        number = if_none if value is None else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isnan(number):
+        raise InvalidInputError(*where, f"{column} has to be a number, and is {value!r:.80}")
+    return number

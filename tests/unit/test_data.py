@@ -1,0 +1,137 @@
+"""What a training reads of a mixture: whose batches, in which order, from any position."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.trainer.config import TrainingConfig
+from services.trainer.data import TrainingData, open_data
+from services.trainer.mixture import Position
+from services.trainer.mixture_config import FretSource, Mixture
+from shared.errors import InvalidInputError, NotFoundError
+from tests.unit.datasets_in_files import LABELLED, dataset_source, jsonl
+from tests.unit.test_mixture import Records, make_records
+
+PAIRS = [{"query": f"pair {n}", "positive": f"p {n}"} for n in range(10)]
+
+
+def config(folder: Path, fret: dict[str, Any] | None = None, **changes: Any) -> TrainingConfig:
+    """FRet with weight 2, ten pairs and fifteen labelled texts with weight 1."""
+    pairs = dataset_source("pair", jsonl(folder / "pairs.jsonl", PAIRS), same_tower_negatives=True)
+    labelled = dataset_source("classification", jsonl(folder / "labelled.jsonl", LABELLED))
+    sources = (FretSource(kind="fret", **{"weight": 2, **(fret or {})}), pairs, labelled)
+    values = {"per_device_train_batch_size": 4, "prompts": "none", "mixture": Mixture(sources=sources)}
+    return TrainingConfig.model_validate({**values, **changes})
+
+
+def source_of(query: str) -> str:
+    return {"query": "fret", "pair": "pair"}.get(query.split()[0], "classification")
+
+
+def queries(data: TrainingData, start: Position | None = None) -> list[list[str]]:
+    return [[example.query for example in batch] for batch, _ in data.batches(start or Position())]
+
+
+def test_every_batch_is_full_and_of_one_source(tmp_path: Path) -> None:
+    data = open_data(config(tmp_path), make_records(30), tmp_path)
+    assert data.total_steps == 8 + 3 + 4  # as many as hold each source once
+    batches = [batch for batch, _ in data.batches(Position())]
+    assert len(batches) == 15
+    for batch in batches:
+        (source,) = {source_of(example.query) for example in batch}
+        assert len(batch) == 4
+        assert {example.same_tower_negatives for example in batch} == {source == "pair"}
+
+
+def test_sources_come_by_weight_and_each_has_its_own_epochs(tmp_path: Path) -> None:
+    data = open_data(config(tmp_path, num_train_epochs=40), make_records(30), tmp_path)
+    batches = queries(data)
+    count = Counter(source_of(batch[0]) for batch in batches)
+    assert count["fret"] / len(batches) == pytest.approx(0.5, abs=0.08)
+    of_pairs = list(chain.from_iterable(batch for batch in batches if source_of(batch[0]) == "pair"))
+    for start in range(0, len(of_pairs) - 9, 10):
+        assert len(set(of_pairs[start : start + 10])) == 10
+    facts = data.facts(len(batches))
+    assert {name: of["batches"] for name, of in facts["sources"].items()} == count
+    assert {name: of["examples"] for name, of in facts["sources"].items()} == {
+        "fret": 30,
+        "pair": 10,
+        "classification": 15,
+    }
+    assert (facts["records"], facts["task_description"]) == (30, "search result")
+
+
+def test_goes_on_from_every_position(tmp_path: Path) -> None:
+    data = open_data(config(tmp_path), make_records(30), tmp_path)
+    whole = list(data.batches(Position()))
+    for number, (_, position) in enumerate(whole, start=1):
+        assert list(data.batches(position)) == whole[number:]
+
+
+def test_another_seed_is_another_order(tmp_path: Path) -> None:
+    orders = [queries(open_data(config(tmp_path, seed=seed), make_records(30), tmp_path)) for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_a_resumed_training_reads_what_the_first_attempt_read(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    first = queries(open_data(made, make_records(30), tmp_path / "1"))
+    (tmp_path / "pairs.jsonl").unlink()
+    assert queries(open_data(made, make_records(30), tmp_path / "2", [tmp_path / "1"])) == first
+    with pytest.raises(InvalidInputError, match=r"pairs\.jsonl: there is no such file"):
+        open_data(made, make_records(30), tmp_path / "3")
+    jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    # what the attempt that failed has left is in nobody's way
+    assert queries(open_data(made, make_records(30), tmp_path / "3")) == first
+
+
+def rare_and_frequent() -> Records:
+    """Forty records, two of them of another task description than the rest."""
+    records = make_records(40).page(None, 40)
+    return Records(
+        [replace(record, task_description="rare" if n < 2 else "frequent") for n, record in enumerate(records)]
+    )
+
+
+@pytest.mark.parametrize(("uniform", "share"), [(False, 2 / 40), (True, 1 / 2)])
+def test_fret_can_be_drawn_uniformly_over_its_task_descriptions(tmp_path: Path, uniform: bool, share: float) -> None:
+    records = rare_and_frequent()
+    mixture = Mixture(sources=(FretSource(kind="fret", uniform_tasks=uniform),), max_steps=100)
+    data = open_data(TrainingConfig(mixture=mixture, per_device_train_batch_size=4), records, tmp_path)
+    assert data.total_steps == 100
+    task_of = {record.query_text: record.task_description for record in records.page(None, 40)}
+    drawn = list(chain.from_iterable(queries(data)))
+    assert len(drawn) == 400
+    assert sum(task_of[query] == "rare" for query in drawn) / 400 == pytest.approx(share, abs=0.06)
+    if not uniform:
+        assert Counter(drawn) == dict.fromkeys(task_of, 10)
+
+
+def test_a_record_is_the_same_example_as_without_a_mixture(tmp_path: Path) -> None:
+    alone = TrainingConfig(per_device_train_batch_size=5, prompts="gecko")
+    mixed = alone.model_copy(update={"mixture": Mixture(sources=(FretSource(kind="fret"),))})
+    read = [
+        [example for batch, _ in open_data(each, make_records(30), tmp_path).batches(Position()) for example in batch]
+        for each in (alone, mixed)
+    ]
+    assert len(read[0]) == len(read[1]) == 30
+    assert sorted(read[0], key=lambda example: example.query) == sorted(read[1], key=lambda example: example.query)
+
+
+def test_without_fret_the_records_are_not_asked_for(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    assert made.mixture is not None
+    mixture = Mixture(sources=made.mixture.sources[1:])
+    facts = open_data(made.model_copy(update={"mixture": mixture}), Records([]), tmp_path).facts(0)
+    assert (facts["records"], facts["task_description"]) == (0, "task of pair")
+
+
+def test_fret_without_records_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no records"):
+        open_data(config(tmp_path), Records([]), tmp_path)

@@ -1,0 +1,79 @@
+"""Held-out records: none is trained on, and they choose how much of the tuned weights is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from services.trainer.config import TrainingConfig
+from services.trainer.development import FEWEST_QUERIES, MOST_QUERIES, SHARES, choose_share, hold_out
+from services.trainer.encoder import load_model
+from services.trainer.model_card import render
+from services.trainer.train import train
+from tests.unit.test_train import config, records
+from tests.unit.tiny_model import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_tiny_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.mark.parametrize(("count", "held"), [(10 * FEWEST_QUERIES - 1, 0), (10 * FEWEST_QUERIES, FEWEST_QUERIES)])
+def test_the_rest_is_all_but_what_is_held_out(count: int, held: int) -> None:
+    source = records(count)
+    held_out, rest = hold_out(source)
+    assert len(held_out) == held
+    everything = [record.query_id for record in source.page(None, count)]
+    assert [record.query_id for record in held_out] == everything[:held]
+    assert [record.query_id for record in rest.page(None, count)] == everything[held:]
+    assert [query_id for query_id, _ in rest.tasks(None, count)] == everything[held:]
+    assert rest.count() == count - held == sum(rest.count_by_task().values())
+    assert [record.query_id for record in rest.page(everything[held + 3], 2)] == everything[held + 4 : held + 6]
+
+
+def test_no_more_than_some_are_held_out() -> None:
+    held_out, _ = hold_out(records(11 * MOST_QUERIES))
+    assert len(held_out) == MOST_QUERIES
+
+
+def test_the_share_that_finds_most_is_kept(base: str) -> None:
+    held_out, _ = hold_out(records(10 * FEWEST_QUERIES))
+    model, other = load_model(base), load_model(base)
+    with torch.no_grad():  # as bad as can be: every text has the same vector
+        for weight in other.parameters():
+            weight.zero_()
+    chosen: dict[str, Any] = choose_share(model, other.state_dict(), held_out, config(base))
+    assert chosen["interpolation"] > 0
+    assert chosen["development_ndcg@10"][f"{chosen['interpolation']:g}"] == max(chosen["development_ndcg@10"].values())
+    worse = choose_share(other, load_model(base).state_dict(), held_out, config(base))
+    assert worse["interpolation"] < 1
+    assert len(worse["development_ndcg@10"]) == len(SHARES)
+
+
+def test_a_training_that_harms_hands_over_its_base_and_says_so(base: str, tmp_path: Path) -> None:
+    harmful = config(base, learning_rate=5.0, num_train_epochs=1)
+    facts = train(harmful, records(10 * FEWEST_QUERIES), tmp_path)
+    scores = facts["development_ndcg@10"]
+    assert facts["interpolation"] == 0
+    assert scores["1"] < scores["0"]
+    assert facts["records"] == 9 * FEWEST_QUERIES
+    handed, before = (load_model(path).state_dict() for path in (facts["model_dir"], base))
+    assert all(torch.equal(weight, before[name]) for name, weight in handed.items() if weight.is_floating_point())
+    assert "This model is its base, unchanged" in (Path(facts["model_dir"]) / "README.md").read_text()
+
+
+def test_the_card_says_what_the_held_out_queries_found() -> None:
+    facts = {
+        "config": TrainingConfig().model_dump(mode="json"),
+        "dims": [384],
+        "interpolation": 0.5,
+        "development_queries": 40,
+        "development_ndcg@10": {"1": 0.6, "0.5": 0.7, "0": 0.65},
+    }
+    card = render(facts, None)
+    assert "On 40 of the run's own queries" in card
+    assert "0.6500 with the base's weights and 0.7000 with these, which are 50% tuned" in card

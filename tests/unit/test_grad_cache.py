@@ -1,0 +1,141 @@
+"""One step's gradient: the same whether activations are kept or computed again, and on two processes as on one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+from pathlib import Path
+from uuid import uuid5
+
+import pytest
+import torch
+
+from services.trainer.config import TrainingConfig
+from services.trainer.encoder import encode, load_model, ready_for_training, tokenize
+from services.trainer.loss import gecko_loss
+from services.trainer.mixture import Example
+from services.trainer.peers import ALONE, Peers
+from services.trainer.step import add_gradient
+from services.trainer.train import train
+from shared.records import NAMESPACE
+from tests.unit.test_train import records
+from tests.unit.tiny_model import DIM, WORDS, make_tiny_model
+
+WEIGHTS = {DIM: 1.0, 8: 0.5}
+EXAMPLES = 21  # no multiple of two processes
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_tiny_model(tmp_path_factory.mktemp("base"))
+
+
+def config(base: str, **changes: object) -> TrainingConfig:
+    values = {"model_name_or_path": base, "same_tower_negatives": True, "query_max_len": 16, "passage_max_len": 48}
+    return TrainingConfig.model_validate({**values, **changes})
+
+
+def examples() -> list[Example]:
+    """Some with no negative, one or two; one positive twice."""
+    rng = random.Random(0)  # noqa: S311
+
+    def words(most: int) -> str:
+        return " ".join(rng.choices(WORDS, k=rng.randint(2, most)))
+
+    made = [
+        Example(
+            words(8), positive := words(40), uuid5(NAMESPACE, positive), tuple(words(40) for _ in range(n % 3)), True
+        )
+        for n in range(EXAMPLES - 1)
+    ]
+    return [*made, Example(words(8), made[0].positive, made[0].positive_id, (), True)]
+
+
+def gradient(base: str, peers: Peers = ALONE, **changes: object) -> tuple[float, dict[str, torch.Tensor]]:
+    model = ready_for_training(load_model(base))
+    loss = add_gradient(model, examples(), config(base, **changes), WEIGHTS, peers)
+    return loss, {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def plain_gradient(base: str) -> tuple[float, dict[str, torch.Tensor]]:
+    """All at once, by autograd alone."""
+    model, batch = ready_for_training(load_model(base)), examples()
+    texts = [e.positive for e in batch] + [text for e in batch for text in e.negatives]
+    embeddings = encode(model, tokenize(model, [e.query for e in batch], 16) + tokenize(model, texts, 48))
+    ids = [e.positive_id for e in batch]
+    queries, positives, negatives = embeddings.tensor_split((EXAMPLES, 2 * EXAMPLES))
+    loss = gecko_loss(
+        queries,
+        positives,
+        negatives,
+        torch.tensor([row for row, e in enumerate(batch) for _ in e.negatives]),
+        torch.arange(EXAMPLES),
+        torch.tensor([ids.index(id_) for id_ in ids]),
+        temperature=0.05,
+        weight_by_dim=WEIGHTS,
+    )
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.item(), {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    largest = max(weight.abs().max().item() for weight in other.values())
+    assert set(one) >= set(other)
+    for name, expected in other.items():
+        assert (one[name] - expected).abs().max().item() <= 1e-5 * largest, name
+
+
+@pytest.mark.parametrize("kept_tokens", [0, 300, 10**6])
+@pytest.mark.parametrize("loss_rows", [4, 1024])
+def test_it_is_autograds_however_much_is_kept(
+    base: str, kept_tokens: int, loss_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.trainer.grad_cache.LOSS_ROWS", loss_rows)
+    monkeypatch.setattr("services.trainer.encoder.CPU_CHUNK_TOKENS", 128)  # many chunks
+    monkeypatch.setattr("services.trainer.encoder.autocast_dtype", lambda _: None)  # exact, whatever the CPU has
+    loss, found = gradient(base, kept_tokens=kept_tokens)
+    plain_loss, plain = plain_gradient(base)
+    assert loss == pytest.approx(plain_loss, abs=1e-5)
+    assert_equal(found, plain)
+
+
+def trained(base: str, folder: Path, batch_size: int, peers: Peers = ALONE) -> list[float]:
+    """The losses of a training on records with a hard negative each."""
+    losses: list[float] = []
+    chosen = config(base, per_device_train_batch_size=batch_size, matryoshka_dims=(8,))
+    train(chosen, records(), folder, peers=peers, on_progress=lambda progress: losses.append(progress.loss))
+    return losses
+
+
+def _one_of_two(rank: int, base: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    peers = Peers.join(rank, 2, f"file://{folder}/meeting", "gloo")
+    loss, found = gradient(base, peers, kept_tokens=200)
+    torch.save((loss, found, trained(base, folder / "together", 4, peers)), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_have_the_gradients_and_the_model_of_one(base: str, tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    both = [spawn.Process(target=_one_of_two, args=(rank, base, tmp_path)) for rank in (0, 1)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+        assert process.exitcode == 0
+    loss, alone = gradient(base)
+    losses = trained(base, tmp_path / "alone", 8)
+    weights = load_model(str(tmp_path / "alone" / "model")).state_dict()
+    for rank in (0, 1):
+        loss_of_rank, found, losses_of_rank = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert loss_of_rank == pytest.approx(loss, abs=1e-5)
+        assert_equal(found, alone)
+        assert losses_of_rank == pytest.approx(losses, abs=1e-5)
+    assert_equal(load_model(str(tmp_path / "together" / "model")).state_dict(), weights)
+
+
+@pytest.mark.parametrize(("rows", "size"), [(7, 2), (8, 3), (1, 2), (0, 1)])
+def test_each_row_is_one_processs(rows: int, size: int) -> None:
+    shares = [list(Peers(rank, size).share_of(rows)) for rank in range(size)]
+    assert [row for share in shares for row in share] == list(range(rows))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1

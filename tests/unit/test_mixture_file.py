@@ -1,0 +1,102 @@
+"""A mixture as the user writes it: where paths lead, and what is said of mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cli.models.mixture_file import read_mixture
+from services.trainer.config import TrainingConfig
+from shared.errors import InvalidInputError, SettingError
+
+GOOD = """\
+# ours
+sources:
+  - kind: fret
+    weight: 2
+  - name: faq
+    kind: pair
+    path: data/faq.csv
+    task_description: question answering
+    fields:
+      query: question
+      positive: answer
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    (folder / "mixture.yaml").write_text(text)
+    return folder / "mixture.yaml"
+
+
+def test_a_files_paths_stand_beside_it_and_a_flags_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path, GOOD)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    flag = "{name: sts, kind: scored-pair, path: sts.csv, task_description: similarity, min_score: 4}"
+    mixture = read_mixture(file, [flag])
+    assert mixture is not None
+    assert [source.name for source in mixture.sources] == ["fret", "faq", "sts"]
+    assert [getattr(source, "path", None) for source in mixture.sources] == [
+        None,
+        str(tmp_path / "data" / "faq.csv"),
+        str(tmp_path / "elsewhere" / "sts.csv"),
+    ]
+    alone = read_mixture(None, [flag])
+    assert alone is not None
+    assert alone.sources == mixture.sources[2:]
+    assert read_mixture(None, ()) is None
+
+
+def test_it_is_kept_with_the_training(tmp_path: Path) -> None:
+    config = TrainingConfig(mixture=read_mixture(written(tmp_path, GOOD), ()))
+    assert TrainingConfig(**config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "rule"),
+    [
+        ("weight: 2", "weight: 0", 4, "weight: Input should be greater than 0"),
+        ("kind: pair", "kind: pears", 5, "pears"),
+        ("    path: data/faq.csv\n", "", 5, "name either a `path` or a `hub` dataset"),
+        ("path: data/faq.csv", "hub: owner/faq\n    columns: [a]", 5, "`delimiter` and `columns` are of .csv"),
+        ("query: question", "question: question", 10, "question: Extra inputs are not permitted"),
+        ("    task_description: question answering\n", "", 5, "task_description: Field required"),
+        ("name: faq", "name: fret", 2, "two sources have the same name"),
+        ("    weight: 2", "    weight: 2: 3", 4, "not valid YAML"),
+        ("sources:", "source:", 2, "sources: Field required"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(tmp_path: Path, old: str, new: str, line: int, rule: str) -> None:
+    assert old in GOOD
+    file = written(tmp_path, GOOD.replace(old, new, 1))
+    with pytest.raises(InvalidInputError, match=rule) as caught:
+        read_mixture(file, ())
+    assert (caught.value.path, caught.value.line) == (file, line)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "just words"])
+def test_a_file_that_is_no_mixture(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"mixture\.yaml"):
+        read_mixture(written(tmp_path, text), ())
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        read_mixture(tmp_path / "no.yaml", ())
+
+
+@pytest.mark.parametrize(
+    ("flag", "rule"),
+    [
+        ("data.csv", "takes a YAML mapping"),
+        ("{kind: pair", "not valid YAML"),
+        ("{kind: pair, name: a, path: b}", "task_description: Field required"),
+    ],
+)
+def test_a_mistake_in_a_flag(flag: str, rule: str) -> None:
+    with pytest.raises(SettingError, match=rule):
+        read_mixture(None, [flag])

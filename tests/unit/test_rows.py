@@ -1,0 +1,118 @@
+"""Datasets in every form they come in, read to the same rows; and what is said of broken ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pytest
+from datasets import Dataset, DatasetDict
+from pyarrow import parquet
+
+from services.trainer.mixture_config import PairSource
+from services.trainer.rows import read_rows
+from shared.errors import InvalidInputError
+
+ROWS = [
+    {"query": 'who said "hello", and when', "positive": "Nobody.\nOr somebody."},
+    {"query": "wie heißt er", "positive": "Jürgen"},
+]
+
+
+def source(path: Path, **values: object) -> PairSource:
+    base = {"kind": "pair", "name": "x", "task_description": "question answering", "path": str(path)}
+    return PairSource.model_validate({**base, **values})
+
+
+def write_csv(folder: Path) -> Path:
+    (folder / "x.csv").write_text(
+        '\ufeffquery,positive\r\n"who said ""hello"", and when","Nobody.\nOr somebody."\r\n\r\nwie heißt er,Jürgen\r\n',
+        encoding="utf-8",
+        newline="",
+    )
+    return folder / "x.csv"
+
+
+def write_jsonl(folder: Path) -> Path:
+    (folder / "x.jsonl").write_text("\n".join(json.dumps(row) + "\n" for row in ROWS))
+    return folder / "x.jsonl"
+
+
+def write_parquet(folder: Path) -> Path:
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), folder / "x.parquet")
+    return folder / "x.parquet"
+
+
+def save_to_disk(folder: Path) -> Path:
+    Dataset.from_list(ROWS).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def save_splits(folder: Path) -> Path:
+    DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def copy_repository(folder: Path) -> Path:
+    (folder / "repository" / "data").mkdir(parents=True)
+    write_parquet(folder).rename(folder / "repository" / "data" / "train-00000-of-00001.parquet")
+    return folder / "repository"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [write_csv, write_jsonl, write_parquet, save_to_disk, save_splits, copy_repository],
+    ids=lambda w: w.__name__,
+)
+def test_every_form_gives_the_same_rows(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = write(tmp_path)
+    places, rows = zip(*read_rows(source(path)), strict=True)
+    assert list(rows) == ROWS
+    assert {Path(place[0]) for place in places} == {path}
+    assert [place[1] for place in places] == {"x.csv": [2, 5], "x.jsonl": [1, 3]}.get(path.name, [1, 2])
+
+
+def test_tabs_need_no_quotes_and_a_header_can_be_given(tmp_path: Path) -> None:
+    path = tmp_path / "sts.csv"
+    path.write_text('news\t4.5\t"Yes", he said\tHe said "yes\nnews\t1\ta\tb\tone\tmore\n')
+    columns = ("genre", "score", "sentence1", "sentence2")
+    rows = [row for _, row in read_rows(source(path, delimiter="\t", columns=columns))]
+    assert rows[0] == {"genre": "news", "score": "4.5", "sentence1": '"Yes", he said', "sentence2": 'He said "yes'}
+    assert rows[1]["sentence2"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line", "rule"),
+    [
+        ("x.csv", b"query,positive\na,b\n\nc\n", 4, "1 fields, and there are 2 columns: query, positive"),
+        ("x.csv", b"query,positive\na,b,c\n", 2, "3 fields"),
+        ("x.csv", b"query,query\n", 1, "two columns have the same name"),
+        ("x.csv", b'query,positive\na,b\n"c,d\ne,f\n', 3, "not valid CSV"),
+        ("x.csv", b"query,positive\na,\xff\n", 2, "not valid UTF-8"),
+        ("x.jsonl", b'{"query": "a"}\n{"query": \n', 2, "not valid JSON"),
+        ("x.jsonl", b"[]\n", 1, "has to be a JSON object"),
+        ("x.parquet", b"PAR1", None, "not a parquet file"),
+        ("x.xml", b"", None, "not a kind of dataset"),
+    ],
+)
+def test_an_error_names_file_line_and_rule(
+    tmp_path: Path, name: str, content: bytes, line: int | None, rule: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InvalidInputError, match=rule) as caught:
+        list(read_rows(source(path)))
+    assert (caught.value.path, caught.value.line) == (path, line)
+
+
+@pytest.mark.parametrize("name", ["no.csv", "no.jsonl", "no.parquet", "no"])
+def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidInputError, match="there is no such file"):
+        list(read_rows(source(tmp_path / name)))
+
+
+def test_a_split_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"cannot be read.*dev"):
+        list(read_rows(source(save_splits(tmp_path), split="dev")))
