@@ -5,12 +5,10 @@ What breaks the format's rules is an InvalidInputError with file, line and rule;
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
-
+from services.trainer.rows import Row, Where, json_rows, lines, text_of
 from shared.errors import InvalidInputError
 
 
@@ -37,17 +35,17 @@ def read_beir(folder: Path, split: str = "test") -> BeirData:
     names a query or passage that is not there.
     """
     passages: dict[str, BeirPassage] = {}
-    for where, row in _json_lines(folder / "corpus.jsonl"):
+    for where, row in json_rows(folder / "corpus.jsonl"):
         passage_id = _id(where, row)
         if passage_id in passages:
             raise InvalidInputError(*where, f"the _id {passage_id!r} stands twice")
-        passages[passage_id] = BeirPassage(passage_id, _text(where, row, "title", ""), _text(where, row, "text"))
+        passages[passage_id] = BeirPassage(passage_id, text_of(where, row, "title", ""), text_of(where, row, "text"))
     query_texts: dict[str, str] = {}
-    for where, row in _json_lines(folder / "queries.jsonl"):
+    for where, row in json_rows(folder / "queries.jsonl"):
         query_id = _id(where, row)
         if query_id in query_texts:
             raise InvalidInputError(*where, f"the _id {query_id!r} stands twice")
-        query_texts[query_id] = _text(where, row, "text")
+        query_texts[query_id] = text_of(where, row, "text")
     qrels = _read_qrels(folder / "qrels" / f"{split}.tsv", passages, query_texts)
     return BeirData(
         tuple(passages[passage_id] for passage_id in sorted(passages)),
@@ -56,12 +54,9 @@ def read_beir(folder: Path, split: str = "test") -> BeirData:
     )
 
 
-Where = tuple[Path, int]
-
-
 def _read_qrels(path: Path, passages: dict[str, BeirPassage], query_texts: dict[str, str]) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
-    for where, line in _lines(path):
+    for where, line in lines(path):
         fields = line.split("\t")
         if len(fields) != 3:
             raise InvalidInputError(*where, "a line of qrels has three fields parted by tabs: query-id corpus-id score")
@@ -83,40 +78,8 @@ def _read_qrels(path: Path, passages: dict[str, BeirPassage], query_texts: dict[
     return qrels
 
 
-def _json_lines(path: Path) -> Iterator[tuple[Where, dict[str, object]]]:
-    for where, line in _lines(path):
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise InvalidInputError(*where, f"not valid JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise InvalidInputError(*where, "a line has to be a JSON object")
-        yield where, row
-
-
-def _lines(path: Path) -> Iterator[tuple[Where, str]]:
-    """The lines that are not blank, each with its place."""
-    if not path.is_file():
-        raise InvalidInputError(path, None, "there is no such file; a BEIR folder has to have it")
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                line = raw.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise InvalidInputError(path, number, f"not valid UTF-8 at byte {error.start} of the line") from None
-            if line.strip():
-                yield (path, number), line
-
-
-def _id(where: Where, row: dict[str, object]) -> str:
+def _id(where: Where, row: Row) -> str:
     value = row.get("_id")
     if not isinstance(value, str) or not value:
         raise InvalidInputError(*where, "_id has to be a text that is not empty")
-    return value
-
-
-def _text(where: Where, row: dict[str, object], field: str, default: str | None = None) -> str:
-    value = row.get(field, default)
-    if not isinstance(value, str):
-        raise InvalidInputError(*where, f"{field} has to be a text")
     return value

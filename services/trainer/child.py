@@ -7,7 +7,7 @@ of {"type": "progress", …}, then one {"type": "result", …} (exit status 0) o
 
     train     {"database_url", "run_id", "label_version", "config": TrainingConfig, "work_dir", "resume_from": [dirs],
                "about": {…}}; the result is train's facts and "model_dir", from where the parent moves the model
-    evaluate  {"config": EvaluationConfig, "per_query_file"}; the result is evaluate's report
+    evaluate  {"config": EvaluationConfig}; the result is evaluate's report
 """
 
 from __future__ import annotations
@@ -84,12 +84,15 @@ def run_training(spec: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
 def run_evaluation(spec: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Evaluates as the spec says; progress is {"done", "total"} in texts encoded."""
-    per_query_file = spec.get("per_query_file")
-    return evaluate(
-        EvaluationConfig(**spec["config"]),
-        per_query_file=Path(per_query_file) if per_query_file else None,
-        on_progress=lambda done, total: emit({"type": "progress", "done": done, "total": total}),
-    )
+    last = -PROGRESS_EVERY_S
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last >= PROGRESS_EVERY_S:
+            emit({"type": "progress", "done": done, "total": total})
+            last = time.monotonic()
+
+    return evaluate(EvaluationConfig(**spec["config"]), on_progress=on_progress)
 
 
 def _where(error: Exception) -> dict[str, Any]:
