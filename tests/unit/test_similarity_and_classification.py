@@ -190,7 +190,7 @@ def test_reads_stsb_as_published_and_tables(tmp_path: Path) -> None:
     assert read_sts(table) == Similarity(("a", "c"), ("b", "d"), (1.0, 2.5), (2, 4))
     quoted = tmp_path / "a.csv"
     quoted.write_text('\ufeffsentence1,sentence2,score\n"a,\nb",c,1\nd,e,0\n')
-    assert read_sts(quoted) == Similarity(("a,\nb", "d"), ("c", "e"), (1.0, 0.0), (3, 4))
+    assert read_sts(quoted) == Similarity(("a,\nb", "d"), ("c", "e"), (1.0, 0.0), (2, 4))
 
 
 @pytest.mark.parametrize(
@@ -205,8 +205,9 @@ def test_reads_stsb_as_published_and_tables(tmp_path: Path) -> None:
         ("a.csv", "sentence1,sentence2,score\n", None, "no pair"),
         ("a.jsonl", '{"sentence1": "a", "sentence2": null, "score": 1}\n{"score": 2}', 1, "sentence2 has to be a text"),
         ("a.jsonl", '{"sentence1": "a", "sentence2": "b", "score": true}\n', 1, "True is not a number"),
-        ("a.csv", "g\tf\t2012\t1\t2.5\ta\tb\ng\tf\t2012\t1\t2.5\ta\n", 2, "STS-B"),
-        ("a.parquet", "PAR1", None, "end in one of"),
+        ("a.csv", "g\tf\t2012\t1\t2.5\ta\tb\ng\tf\t2012\t1\t2.5\ta\n", 2, "6 fields, and there are 7 columns"),
+        ("a.parquet", "PAR1", None, "not a parquet file"),
+        ("a.txt", "a", None, "not a kind of dataset"),
     ],
 )
 def test_pairs_that_break_a_rule(tmp_path: Path, name: str, text: str, line: int | None, rule: str) -> None:
