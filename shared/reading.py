@@ -216,7 +216,11 @@ def _training_of(connection: Connection, row: RowMapping) -> Training:
     )
     measured = connection.execute(
         text(
-            "SELECT config ->> 'beir_dir' AS beir_dir, config ->> 'split' AS split, result FROM evaluations "
+            "SELECT "
+            # evaluations of before there were others than of BEIR folders have their folder in the configuration itself
+            "coalesce(config -> 'data', jsonb_build_object("
+            "'kind', 'beir', 'path', config -> 'beir_dir', 'split', config -> 'split')) AS data, "
+            "jsonb_build_object('main_metric', 'ndcg@10') || result AS result FROM evaluations "
             "WHERE config ->> 'model' = :output_dir AND result IS NOT NULL ORDER BY created_at"
         ),
         {"output_dir": row["output_dir"]},

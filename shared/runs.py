@@ -301,7 +301,7 @@ def start_training(
 
 
 def start_evaluation(connection: Connection, config: dict[str, Any]) -> UUID:
-    """An evaluation of a model on a BEIR folder, and its shard in the trainer's queue."""
+    """An evaluation of a model, and its shard in the trainer's queue."""
     evaluation_id = uuid4()
     connection.execute(insert(evaluations).values(evaluation_id=evaluation_id, config=config))
     ledger.add_shards(connection, None, Stage.EVALUATE, [[evaluation_id]], parent=evaluation_id)

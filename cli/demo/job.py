@@ -20,7 +20,7 @@ from cli.corpus.store import import_corpus
 from cli.demo.corpus import DemoCorpus, build
 from cli.demo.settings import DIMS, run_config, training_config
 from cli.watch import watch_run, watch_shard
-from services.trainer.config import EvaluationConfig
+from services.trainer.config import BeirFolder, EvaluationConfig
 from services.trainer.model_card import write_model_card
 from shared.errors import FretworkError
 from shared.progress import Conservation, StageProgress, conservation, stage_progress
@@ -119,7 +119,10 @@ def _evaluate(
     engine: Engine, beir_dir: Path, split: str, model: Path, what: str, baseline: str | None = None
 ) -> dict[str, Any]:
     config = EvaluationConfig(
-        model=str(model), baseline=baseline, beir_dir=str(beir_dir), split=split, dims=DIMS if baseline else DIMS[:1]
+        model=str(model),
+        baseline=baseline,
+        data=BeirFolder(path=str(beir_dir), split=split),
+        dims=DIMS if baseline else DIMS[:1],
     )
     with engine.begin() as connection:
         evaluation_id = start_evaluation(connection, config.model_dump(mode="json"))

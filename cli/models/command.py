@@ -116,22 +116,52 @@ def train(
 def evaluate(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="a SentenceTransformer folder, hub name, or all-MiniLM-L6-v2")],
-    beir: Annotated[Path, typer.Option(help="a BEIR folder: corpus.jsonl, queries.jsonl, qrels/{split}.tsv")],
+    beir: Annotated[
+        Path | None, typer.Option(help="a BEIR folder: corpus.jsonl, queries.jsonl, qrels/{split}.tsv")
+    ] = None,
+    sts: Annotated[
+        Path | None,
+        typer.Option(help="pairs: a .csv, .tsv or .jsonl of sentence1, sentence2, score, or STS-B as published"),
+    ] = None,
+    classification: Annotated[
+        Path | None, typer.Option(help="a folder with train and test, each a .csv, .tsv or .jsonl of text, label")
+    ] = None,
+    mteb: Annotated[
+        list[str] | None, typer.Option(help="a task for the library mteb to fetch and measure; may be given often")
+    ] = None,
     baseline: Annotated[str | None, typer.Option(help="a model to compare with, as before against after")] = None,
     dims: Annotated[
         str | None, typer.Option(help="dimensions to measure at, e.g. 384,256; the full one if left out")
     ] = None,
-    split: Annotated[str, typer.Option(help="which qrels of the folder")] = "test",
+    split: Annotated[str, typer.Option(help="with --beir: which qrels of the folder")] = "test",
+    samples_per_label: Annotated[
+        int, typer.Option(help="with --classification: training texts per label in each experiment")
+    ] = 8,
+    per_query: Annotated[
+        Path | None, typer.Option(help="a file for the figures of every query, pair or test text, a JSON line each")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
-    """Measure a model on judged queries: nDCG@10, Recall and MRR, with 95% intervals against a baseline."""
+    """Measure a model by --beir, --sts, --classification or --mteb, with 95% intervals against a baseline."""
+    asked: list[dict[str, Any]] = []
+    if beir:
+        asked.append({"kind": "beir", "path": str(beir.absolute()), "split": split})
+    if sts:
+        asked.append({"kind": "sts", "path": str(sts.absolute())})
+    if classification:
+        path = str(classification.absolute())
+        asked.append({"kind": "classification", "path": path, "samples_per_label": samples_per_label})
+    if mteb:
+        asked.append({"kind": "mteb", "names": mteb})
+    if len(asked) != 1:
+        raise SettingError("name one thing to measure the model on: --beir, --sts, --classification or --mteb")
     config = validated(
         EvaluationConfig,
         model=as_given(model),
         baseline=as_given(baseline) if baseline else None,
-        beir_dir=str(beir.absolute()),
-        split=split,
+        data=asked[0],
         dims=parse_dims(dims) if dims else None,
+        per_query_file=str(per_query.absolute()) if per_query else None,
     )
     settings: Context = context.obj
     with settings.database(workers=True) as engine:
@@ -144,22 +174,36 @@ def evaluate(
         Console().print(comparison_table(result))
 
 
+TITLES = {
+    "ndcg@10": "nDCG@10",
+    "recall@10": "Recall@10",
+    "mrr@10": "MRR@10",
+    "map@100": "MAP@100",
+    "cosine_spearman": "Spearman",
+    "accuracy": "Accuracy",
+    "f1_macro": "F1 (macro)",
+}
+
+
 def comparison_table(result: dict[str, Any]) -> Table:
-    """A line per dimension and model, with the difference and its interval where there is a baseline."""
+    """A line per dimension and model, with the main metric's difference and its interval where there are any."""
+    main = result["main_metric"]
+    names = [name for name in next(iter(result["dims"].values())) if name in TITLES or result["kind"] == "mteb"]
+    titles = [TITLES.get(name, name) for name in names]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("dim", "model", "nDCG@10", "Recall@10", "MRR@10", "Δ nDCG@10 (95% interval)"):
-        table.add_column(name, justify="left" if name == "model" else "right")
+    for title in ("dim", "model", *titles, f"Δ {TITLES.get(main, main)} (95% interval)"):
+        table.add_column(title, justify="left" if title == "model" else "right")
     for dim, after in sorted(result["dims"].items(), key=lambda item: -int(item[0])):
         rows = [("after" if result.get("baseline") else "model", after)]
         if result.get("baseline"):
             rows.insert(0, ("before", result["baseline"]["dims"][dim]))
         for label, figures in rows:
             delta = ""
-            if label == "after":
-                found = result["delta"][dim]["ndcg@10"]
+            if label == "after" and "delta" in result:
+                found = result["delta"][dim][main]
                 low, high = found["ci95"]
                 delta = f"{found['mean']:+.4f} ({low:+.4f} to {high:+.4f})"
-            table.add_row(dim, label, *(f"{figures[m]:.4f}" for m in ("ndcg@10", "recall@10", "mrr@10")), delta)
+            table.add_row(dim, label, *(f"{figures[name]:.4f}" for name in names), delta)
     return table
 
 

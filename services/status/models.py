@@ -128,9 +128,10 @@ class Measured(BaseModel):
 
     model_config = ConfigDict(from_attributes=True)
 
-    beir_dir: str
-    split: str
-    result: dict[str, Any]
+    data: dict[str, Any] = Field(
+        description="what it was measured on: `kind`, `path` …, as the evaluation was asked for"
+    )
+    result: dict[str, Any] = Field(description="`main_metric` names the figure to look at first")
 
 
 class TrainingStatus(BaseModel):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.trainer.lines import Where, json_lines, text_lines
+from services.trainer.lines import Where, json_lines, lines, text_of
 from shared.errors import InvalidInputError
 
 
@@ -39,13 +39,13 @@ def read_beir(folder: Path, split: str = "test") -> BeirData:
         passage_id = _id(where, row)
         if passage_id in passages:
             raise InvalidInputError(*where, f"the _id {passage_id!r} stands twice")
-        passages[passage_id] = BeirPassage(passage_id, _text(where, row, "title", ""), _text(where, row, "text"))
+        passages[passage_id] = BeirPassage(passage_id, text_of(where, row, "title", ""), text_of(where, row, "text"))
     query_texts: dict[str, str] = {}
     for where, row in json_lines(folder / "queries.jsonl"):
         query_id = _id(where, row)
         if query_id in query_texts:
             raise InvalidInputError(*where, f"the _id {query_id!r} stands twice")
-        query_texts[query_id] = _text(where, row, "text")
+        query_texts[query_id] = text_of(where, row, "text")
     qrels = _read_qrels(folder / "qrels" / f"{split}.tsv", passages, query_texts)
     return BeirData(
         tuple(passages[passage_id] for passage_id in sorted(passages)),
@@ -56,10 +56,7 @@ def read_beir(folder: Path, split: str = "test") -> BeirData:
 
 def _read_qrels(path: Path, passages: dict[str, BeirPassage], query_texts: dict[str, str]) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
-    for where, raw in text_lines(path):
-        line = raw.rstrip("\r\n")
-        if not line.strip():
-            continue
+    for where, line in lines(path):
         fields = line.split("\t")
         if len(fields) != 3:
             raise InvalidInputError(*where, "a line of qrels has three fields parted by tabs: query-id corpus-id score")
@@ -85,11 +82,4 @@ def _id(where: Where, row: dict[str, object]) -> str:
     value = row.get("_id")
     if not isinstance(value, str) or not value:
         raise InvalidInputError(*where, "_id has to be a text that is not empty")
-    return value
-
-
-def _text(where: Where, row: dict[str, object], field: str, default: str | None = None) -> str:
-    value = row.get(field, default)
-    if not isinstance(value, str):
-        raise InvalidInputError(*where, f"{field} has to be a text")
     return value

@@ -9,7 +9,7 @@ of {"type": "progress", …}, then one {"type": "result", …} (exit status 0) o
                "about": {…}}; the result is train's facts and "model_dir", from where the parent moves the model. On a
                machine with several GPUs this process starts a peer for each other one, a child of its own with the
                same specification and a "rank".
-    evaluate  {"config": EvaluationConfig, "per_query_file"}; the result is evaluate's report
+    evaluate  {"config": EvaluationConfig}; the result is evaluate's report
 """
 
 from __future__ import annotations
@@ -94,12 +94,15 @@ def _train(spec: dict[str, Any], emit: Emit, peers: Peers) -> dict[str, Any]:
 
 def run_evaluation(spec: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Evaluates as the spec says; progress is {"done", "total"} in texts encoded."""
-    per_query_file = spec.get("per_query_file")
-    return evaluate(
-        EvaluationConfig(**spec["config"]),
-        per_query_file=Path(per_query_file) if per_query_file else None,
-        on_progress=lambda done, total: emit({"type": "progress", "done": done, "total": total}),
-    )
+    last = -PROGRESS_EVERY_S
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last >= PROGRESS_EVERY_S:
+            emit({"type": "progress", "done": done, "total": total})
+            last = time.monotonic()
+
+    return evaluate(EvaluationConfig(**spec["config"]), on_progress=on_progress)
 
 
 def _where(error: Exception) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -100,14 +100,75 @@ class TrainingConfig(BaseModel):
         return dict(sorted(by_dim.items(), reverse=True))
 
 
+class BeirFolder(BaseModel):
+    """Judged queries over passages, in BEIR's form."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["beir"] = "beir"
+    path: str = Field(description="a folder: corpus.jsonl, queries.jsonl, qrels/{split}.tsv")
+    split: str = Field("test", description="which of the folder's qrels")
+
+
+class StsFile(BaseModel):
+    """Pairs of sentences with people's scores of how similar they are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["sts"] = "sts"
+    path: str = Field(
+        description="a .csv, .tsv or .jsonl: sentence1, sentence2, score; or a file of STS-B as published"
+    )
+
+
+class ClassificationFolder(BaseModel):
+    """Labelled texts: some to fit a classifier on the embeddings, others to measure it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["classification"] = "classification"
+    path: str = Field(description="a folder: train and test, each a .csv, .tsv or .jsonl with text and label")
+    samples_per_label: int = Field(
+        8,
+        ge=1,
+        description="training texts per label in each of the 10 experiments; MTEB has 8, for some tasks 16 or 32",
+    )
+
+
+class MtebTasks(BaseModel):
+    """Tasks that the library mteb fetches and measures itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["mteb"] = "mteb"
+    names: tuple[str, ...] = Field(min_length=1, description="as mteb writes them, e.g. STSBenchmark")
+
+
 class EvaluationConfig(BaseModel):
-    """A model, perhaps a baseline, and the judged queries that they are measured on."""
+    """A model, perhaps a baseline, and what they are measured on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field(description="a SentenceTransformer folder, a hub name or all-MiniLM-L6-v2")
     baseline: str | None = Field(None, description="the model to compare with, as before against after")
-    beir_dir: str = Field(description="a BEIR folder: corpus.jsonl, queries.jsonl, qrels/{split}.tsv")
-    split: str = Field("test", description="which of the folder's qrels")
+    data: BeirFolder | StsFile | ClassificationFolder | MtebTasks = Field(discriminator="kind")
     dims: tuple[int, ...] | None = Field(None, description="dimensions to measure at; the model's full one by default")
     seed: int = Field(0, description="seeds the bootstrap of the confidence intervals")
+    per_query_file: str | None = Field(
+        None, description="a file that gets a JSON line for every query, pair or test text and dimension"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_stored_before(cls, values: Any) -> Any:
+        """An evaluation that was started when there were BEIR folders alone."""
+        if isinstance(values, dict) and "beir_dir" in values:
+            values = dict(values)
+            values["data"] = {"kind": "beir", "path": values.pop("beir_dir"), "split": values.pop("split", "test")}
+        return values
+
+    @model_validator(mode="after")
+    def _has_items(self) -> Self:
+        if self.data.kind == "mteb" and self.per_query_file:
+            raise ValueError("mteb gives no figures of single items: leave per_query_file out")
+        return self

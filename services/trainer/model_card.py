@@ -84,7 +84,7 @@ def _format_note(prompts: str) -> str:
 def _effect(evaluation: Mapping[str, Any] | None) -> str:
     if evaluation is None:
         return "Not measured yet."
-    measured = f"{evaluation['queries']} queries over {evaluation['passages']} passages, {evaluation['beir_dir']}"
+    measured = f"{evaluation['queries']} queries over {evaluation['passages']} passages, {evaluation['path']}"
     lines = [f"Measured on {measured} ({evaluation['split']}).", ""]
     before = evaluation.get("baseline")
     shown = ("ndcg@10", "recall@10", "mrr@10")

@@ -21,6 +21,8 @@ from shared.errors import InvalidInputError, SettingError
 
 Row = tuple[Where, dict[str, Any]]
 
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+
 
 def read_rows(source: DatasetSource) -> Iterator[Row]:
     """The source's rows in their order; a row of a dataset has its number for a line.
@@ -33,14 +35,19 @@ def read_rows(source: DatasetSource) -> Iterator[Row]:
     path = Path(source.path)
     if path.is_dir():
         return _read_folder(source, path)
+    return read_table(path, source.delimiter, source.columns)
+
+
+def read_table(path: Path, delimiter: str | None = None, columns: tuple[str, ...] | None = None) -> Iterator[Row]:
+    """The rows of a file; of a csv file, `delimiter` and `columns` where it has no commas or no header."""
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
-        return _read_csv(path, source.delimiter or ("\t" if suffix == ".tsv" else ","), source.columns)
+        return _read_csv(path, delimiter or ("\t" if suffix == ".tsv" else ","), columns)
     if suffix == ".jsonl":
         return json_lines(path)
     if suffix == ".parquet":
         return _read_parquet(path)
-    rule = "not a kind of dataset: name a .csv, .tsv, .jsonl or .parquet file, or a folder"
+    rule = f"not a kind of dataset: name a {', '.join(TABLE_SUFFIXES)} file, or a folder"
     raise InvalidInputError(path, None, rule if path.exists() else "there is no such file or folder")
 
 

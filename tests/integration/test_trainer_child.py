@@ -206,7 +206,12 @@ def test_ends_when_its_parent_is_gone(specification: dict[str, Any]) -> None:
     [
         ("train", {"label_version": 9}, "NotFoundError", "no records"),
         ("train", {"config": {"mixture": MISSING}}, "InvalidInputError", "no such file"),
-        ("evaluate", {"config": {"model": "m", "beir_dir": "/nowhere"}}, "InvalidInputError", "no such file"),
+        (
+            "evaluate",
+            {"config": {"model": "m", "data": {"kind": "beir", "path": "/nowhere"}}},
+            "InvalidInputError",
+            "no such file",
+        ),
     ],
 )
 def test_an_error_is_the_last_line(
@@ -229,9 +234,10 @@ def test_evaluates(specification: dict[str, Any], tmp_path: Path) -> None:
     for name in ("corpus", "queries"):
         (tmp_path / f"{name}.jsonl").write_text('{"_id": "a", "text": "sort a list"}\n{"_id": "b", "text": "file"}\n')
     (tmp_path / "qrels" / "dev.tsv").write_text("a\ta\t1\nb\tb\t1\n")
-    config = {"model": base, "baseline": base, "beir_dir": str(tmp_path), "split": "dev", "dims": [16]}
     file = tmp_path / "per_query.jsonl"
-    with Child("evaluate", {"config": config, "per_query_file": str(file)}) as child:
+    data = {"kind": "beir", "path": str(tmp_path), "split": "dev"}
+    config = {"model": base, "baseline": base, "data": data, "dims": [16], "per_query_file": str(file)}
+    with Child("evaluate", {"config": config}) as child:
         *progress, result = child.lines()
     assert [line["type"] for line in progress] == ["progress"] * len(progress)
     assert (progress[-1]["done"], progress[-1]["total"]) == (8, 8)

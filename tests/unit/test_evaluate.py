@@ -12,9 +12,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sklearn.metrics import ndcg_score
 
-from services.trainer.config import EvaluationConfig
-from services.trainer.evaluate import evaluate, search
+from services.trainer.config import BeirFolder, EvaluationConfig
+from services.trainer.evaluate import evaluate
 from services.trainer.model_card import render
+from services.trainer.retrieval import search
 from shared.errors import SettingError
 from tests.unit.tiny_model import make_tiny_model
 
@@ -52,7 +53,7 @@ def beir_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("dim", [32, 8])
 def test_figures_are_those_of_the_encoded_texts(base: str, other: str, beir_dir: str, dim: int) -> None:
-    report = evaluate(EvaluationConfig(model=other, baseline=base, beir_dir=beir_dir, dims=(dim,)))
+    report = evaluate(EvaluationConfig(model=other, baseline=base, data=BeirFolder(path=beir_dir), dims=(dim,)))
     grades = np.array([[QRELS[query].get(passage, 0) for passage in PASSAGES] for query in QUERIES])
 
     def expected(query_prompt: str, passage_prompt: str) -> float:
@@ -78,7 +79,7 @@ def test_titles_stand_where_the_models_format_has_them(base: str, other: str, be
         (tmp_path / name).write_bytes((Path(beir_dir) / name).read_bytes())
     rows = [{"_id": id_, "title": "string", "text": text} for id_, text in PASSAGES.items()]
     (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    report = evaluate(EvaluationConfig(model=other, baseline=base, beir_dir=str(tmp_path)))
+    report = evaluate(EvaluationConfig(model=other, baseline=base, data=BeirFolder(path=str(tmp_path))))
     model = SentenceTransformer(base)
     grades = np.array([[QRELS[query].get(passage, 0) for passage in PASSAGES] for query in QUERIES])
     for measured, query_prompt, passage_prompt in (
@@ -94,8 +95,9 @@ def test_a_model_against_itself_differs_by_nothing(base: str, beir_dir: str, tmp
     file = tmp_path / "per_query.jsonl"
     seen: list[tuple[int, int]] = []
     report = evaluate(
-        EvaluationConfig(model=base, baseline=base, beir_dir=beir_dir, dims=(8, 32)),
-        per_query_file=file,
+        EvaluationConfig(
+            model=base, baseline=base, data=BeirFolder(path=beir_dir), dims=(8, 32), per_query_file=str(file)
+        ),
         on_progress=lambda done, total: seen.append((done, total)),
     )
     assert list(report["dims"]) == ["32", "8"]
@@ -121,13 +123,13 @@ def test_equal_scores_are_in_the_order_of_the_rows() -> None:
 
 def test_refuses_a_dimension_that_a_model_lacks(base: str, beir_dir: str) -> None:
     with pytest.raises(SettingError, match=r"cannot measure at 64 dimensions.*has 32"):
-        evaluate(EvaluationConfig(model=base, beir_dir=beir_dir, dims=(64, 8)))
+        evaluate(EvaluationConfig(model=base, data=BeirFolder(path=beir_dir), dims=(64, 8)))
 
 
 def test_the_card_shows_before_and_after(base: str, other: str, beir_dir: str) -> None:
     config = {"model_name_or_path": "b", "prompts": "gecko", "query_max_len": 1, "passage_max_len": 2}
     facts = {"run": "demo-1", "config": config, "dims": [32]}
-    report = evaluate(EvaluationConfig(model=other, baseline=base, beir_dir=beir_dir))
+    report = evaluate(EvaluationConfig(model=other, baseline=base, data=BeirFolder(path=beir_dir)))
     card = render(facts, report)
     before, after = (of["32"]["ndcg@10"] for of in (report["baseline"]["dims"], report["dims"]))
     assert f"| 32 | {before:.4f} → {after:.4f} | {after - before:+.4f} [" in card
