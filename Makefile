@@ -22,7 +22,7 @@ demo: setup ## run the whole job on this machine and print what the training gai
 	$(BIN)/fretwork demo
 
 test: setup ## all tests that need no GPU, no vLLM, no Qdrant server and no Docker
-	$(BIN)/python -m pytest -m "not gpu and not vllm and not qdrant and not compose"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not gpu and not vllm and not qdrant and not compose"
 
 test-unit: setup ## the fast tests, without servers
 	$(BIN)/python -m pytest tests/unit
