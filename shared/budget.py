@@ -41,15 +41,14 @@ class Budget:
         return self.max_tokens is not None and self.used_tokens >= self.max_tokens
 
 
+BUDGET = f"""
+    SELECT max_tokens, deadline_at, {_USED} AS used_tokens, coalesce(deadline_at <= now(), false) AS late, paused_reason
+    FROM runs WHERE run_id = :run_id
+"""  # noqa: S608 - our own constant
+
+
 def find_budget(connection: Connection, run_id: UUID) -> Budget:
-    row = connection.execute(
-        text(
-            f"SELECT max_tokens, deadline_at, {_USED} AS used_tokens, "  # noqa: S608 - our own constant
-            "coalesce(deadline_at <= now(), false) AS late, paused_reason FROM runs WHERE run_id = :run_id"
-        ),
-        {"run_id": run_id},
-    ).mappings()
-    return _budget_of(row.one())
+    return _budget_of(connection.execute(text(BUDGET), {"run_id": run_id}).mappings().one())
 
 
 def set_limits(

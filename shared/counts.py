@@ -24,19 +24,16 @@ class Count:
     amount: int
 
 
+COUNTS = """
+    SELECT stage, label_version, what, CAST(sum(amount) AS bigint) AS amount
+    FROM (SELECT * FROM counts WHERE run_id = :run_id
+          UNION ALL SELECT * FROM count_deltas WHERE run_id = :run_id) AS of_run
+    GROUP BY stage, label_version, what ORDER BY stage, label_version, what
+"""
+
+
 def read_counts(connection: Connection, run_id: UUID) -> list[Count]:
-    rows = connection.execute(
-        text(
-            """
-            SELECT stage, label_version, what, sum(amount) AS amount
-            FROM (SELECT * FROM counts WHERE run_id = :run_id
-                  UNION ALL SELECT * FROM count_deltas WHERE run_id = :run_id) AS of_run
-            GROUP BY stage, label_version, what ORDER BY stage, label_version, what
-            """
-        ),
-        {"run_id": run_id},
-    )
-    return [Count(row.stage, row.label_version, row.what, int(row.amount)) for row in rows]
+    return [Count(**row) for row in connection.execute(text(COUNTS), {"run_id": run_id}).mappings()]
 
 
 def add_up(connection: Connection) -> int:

@@ -16,9 +16,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from shared.budget import find_budget
-from shared.counts import BUCKET_S, Count, read_counts
+from shared.budget import BUDGET
+from shared.counts import BUCKET_S, COUNTS, Count, read_counts
 from shared.fleet import llm_load
+from shared.one_query import read_together
 from shared.runs import Run
 from shared.stages import RUN_STAGES, Stage
 
@@ -105,7 +106,8 @@ class _Pace:
 
 def stage_progress(connection: Connection, run_id: UUID) -> list[StageProgress]:
     """One entry per stage of a run, in order; all label versions count."""
-    return _stages(read_counts(connection, run_id), _paces(connection, run_id))
+    seen = read_together(connection, {"counts": COUNTS, "paces": _PACES}, _of_run(run_id))
+    return _stages([Count(**row) for row in seen["counts"]], _paces(seen["paces"]))
 
 
 def _stages(counts: Sequence[Count], paces: dict[str, _Pace], is_over: bool = False) -> list[StageProgress]:
@@ -137,55 +139,52 @@ def _stages(counts: Sequence[Count], paces: dict[str, _Pace], is_over: bool = Fa
     return result
 
 
-def _paces(connection: Connection, run_id: UUID) -> dict[str, _Pace]:
-    """The rates of the stages that have begun. A window ends now, and begins where a bucket does."""
-    rows = connection.execute(
-        text(
-            """
-            WITH windows AS (
-                SELECT run_id, stage, started_at,
-                       greatest(started_at, date_bin(:bucket, now(), 'epoch') - interval '50 s') AS since_1m,
-                       greatest(started_at, date_bin(:bucket, now(), 'epoch') - interval '590 s') AS since_10m
-                FROM run_stages WHERE run_id = :run_id
-            ), fresh AS (
-                SELECT stage, sum(amount) AS items FROM count_deltas
-                WHERE run_id = :run_id AND what = 'done' AND amount > 0 GROUP BY stage
-            )
-            SELECT windows.stage, started_at,
-                   coalesce(max(fresh.items), 0)
-                     + coalesce(sum(throughput.items) FILTER (WHERE at + :bucket > since_1m), 0) AS items_1m,
-                   coalesce(max(fresh.items), 0) + coalesce(sum(throughput.items), 0) AS items_10m,
-                   extract(epoch FROM now() - since_1m) AS seconds_1m,
-                   extract(epoch FROM now() - since_10m) AS seconds_10m
-            FROM windows
-            LEFT JOIN throughput ON throughput.run_id = windows.run_id AND throughput.stage = windows.stage
-                                AND at + :bucket > since_10m
-            LEFT JOIN fresh ON fresh.stage = windows.stage
-            GROUP BY windows.stage, started_at, since_1m, since_10m
-            """
-        ),
-        {"run_id": run_id, "bucket": timedelta(seconds=BUCKET_S)},
+def _of_run(run_id: UUID) -> dict[str, Any]:
+    """The values of the queries below."""
+    return {"run_id": run_id, "bucket": timedelta(seconds=BUCKET_S), "stages": list(RUN_STAGES)}
+
+
+# what the rates of the stages that have begun are made of; a window ends now, and begins where a bucket does
+_PACES = """
+    WITH windows AS (
+        SELECT run_id, stage, started_at,
+               greatest(started_at, date_bin(:bucket, now(), 'epoch') - interval '50 s') AS since_1m,
+               greatest(started_at, date_bin(:bucket, now(), 'epoch') - interval '590 s') AS since_10m
+        FROM run_stages WHERE run_id = :run_id
+    ), fresh AS (
+        SELECT stage, sum(amount) AS items FROM count_deltas
+        WHERE run_id = :run_id AND what = 'done' AND amount > 0 GROUP BY stage
     )
+    SELECT windows.stage, started_at,
+           coalesce(max(fresh.items), 0)
+             + coalesce(sum(throughput.items) FILTER (WHERE at + :bucket > since_1m), 0) AS items_1m,
+           coalesce(max(fresh.items), 0) + coalesce(sum(throughput.items), 0) AS items_10m,
+           extract(epoch FROM now() - since_1m) AS seconds_1m,
+           extract(epoch FROM now() - since_10m) AS seconds_10m
+    FROM windows
+    LEFT JOIN throughput ON throughput.run_id = windows.run_id AND throughput.stage = windows.stage
+                        AND at + :bucket > since_10m
+    LEFT JOIN fresh ON fresh.stage = windows.stage
+    GROUP BY windows.stage, started_at, since_1m, since_10m
+"""
+
+
+def _paces(rows: Sequence[dict[str, Any]]) -> dict[str, _Pace]:
     return {
-        row.stage: _Pace(
-            row.started_at,
-            float(row.items_1m) / max(1.0, float(row.seconds_1m)),
-            float(row.items_10m) / max(1.0, float(row.seconds_10m)),
+        row["stage"]: _Pace(
+            datetime.fromisoformat(row["started_at"]),
+            float(row["items_1m"]) / max(1.0, float(row["seconds_1m"])),
+            float(row["items_10m"]) / max(1.0, float(row["seconds_10m"])),
         )
         for row in rows
     }
 
 
-def token_usage(connection: Connection, run_id: UUID) -> list[TokenUsage]:
-    """One entry per stage and model that was called, in order of the stages; at most a second behind the workers."""
-    rows = connection.execute(
-        text(
-            "SELECT stage, model, requests, prompt_tokens, completion_tokens FROM llm_usage "
-            "WHERE run_id = :run_id ORDER BY array_position(CAST(:stages AS text[]), stage), model"
-        ),
-        {"run_id": run_id, "stages": list(RUN_STAGES)},
-    ).mappings()
-    return [TokenUsage(**{**row, "stage": Stage(row["stage"])}) for row in rows]
+# at most a second behind the workers
+_USAGE = """
+    SELECT stage, model, requests, prompt_tokens, completion_tokens FROM llm_usage
+    WHERE run_id = :run_id ORDER BY array_position(CAST(:stages AS text[]), stage), model
+"""
 
 
 def conservation(connection: Connection, run_id: UUID, label_version: int = 1) -> Conservation:
@@ -223,46 +222,43 @@ def _conservation(sampled: int, counts: Sequence[Count], label_version: int) -> 
     )
 
 
+_RUN = """
+    SELECT corpora.name AS corpus, runs.created_at, finished_at, state
+    FROM runs JOIN corpora USING (corpus_id) WHERE run_id = :run_id
+"""
+_DEAD = """
+    SELECT stage, count(*) AS shards, error_type, error_message FROM shards
+    WHERE run_id = :run_id AND state = 'dead' GROUP BY stage, error_type, error_message ORDER BY 1, 3, 4
+"""
+_EVERYTHING = {"run": _RUN, "counts": COUNTS, "paces": _PACES, "budget": BUDGET, "usage": _USAGE, "dead": _DEAD}
+
+
 def describe(connection: Connection, run: Run) -> dict[str, Any]:
     """Everything about a run as plain values: what --json, the status API and the demo's report show."""
-    counts = read_counts(connection, run.run_id)
+    seen = read_together(connection, _EVERYTHING, _of_run(run.run_id))
+    counts = [Count(**row) for row in seen["counts"]]
     sums = _conservation(run.sampled_count, counts, label_version=1)
-    budget = find_budget(connection, run.run_id)
-    by_id = {"run_id": run.run_id}
-    row = connection.execute(
-        text(
-            "SELECT corpora.name AS corpus, runs.created_at, finished_at, state "
-            "FROM runs JOIN corpora USING (corpus_id) WHERE run_id = :run_id"
-        ),
-        by_id,
-    ).one()
-    dead = connection.execute(
-        text(
-            "SELECT stage, count(*) AS shards, error_type, error_message FROM shards "
-            "WHERE run_id = :run_id AND state = 'dead' GROUP BY stage, error_type, error_message ORDER BY 1, 3, 4"
-        ),
-        by_id,
-    ).mappings()
-    stages = _stages(counts, _paces(connection, run.run_id), is_over=row.state in ("done", "cancelled"))
+    (row,), (budget,) = seen["run"], seen["budget"]
+    stages = _stages(counts, _paces(seen["paces"]), is_over=row["state"] in ("done", "cancelled"))
     return {
         "run_id": str(run.run_id),
         "run": run.name,
-        "corpus": row.corpus,
-        "state": row.state,
-        "created_at": row.created_at.isoformat(),
-        "finished_at": row.finished_at.isoformat() if row.finished_at else None,
-        "paused_reason": budget.paused_reason,
-        "max_tokens": budget.max_tokens,
-        "used_tokens": budget.used_tokens,
-        "deadline_at": budget.deadline_at.isoformat() if budget.deadline_at else None,
+        "corpus": row["corpus"],
+        "state": row["state"],
+        "created_at": row["created_at"],
+        "finished_at": row["finished_at"],
+        "paused_reason": budget["paused_reason"],
+        "max_tokens": budget["max_tokens"],
+        "used_tokens": budget["used_tokens"],
+        "deadline_at": budget["deadline_at"],
         "config": run.config.model_dump(mode="json"),
         "records": sums.records,
         "moved": sum(c.amount for c in counts if c.what == "moved" and c.label_version == 1),
         "stages": [_plain(stage) for stage in stages],
         "llm": asdict(llm_load(connection)) if run.config.teacher == "llm" else None,
-        "usage": [asdict(usage) for usage in token_usage(connection, run.run_id)],
+        "usage": seen["usage"],
         "conservation": {**asdict(sums), "holds": sums.holds},
-        "dead": [dict(row) for row in dead],
+        "dead": seen["dead"],
     }
 
 

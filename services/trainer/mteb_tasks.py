@@ -74,7 +74,7 @@ def find_tasks(names: Sequence[str]) -> MtebTaskSet:
         except Exception as error:  # whatever the libraries raise for a hub out of reach or a data set that is gone
             raise SettingError(
                 f"the data of mteb's task {name} cannot be had ({type(error).__name__}: {error}): it comes from "
-                "huggingface.co, which this machine has to reach, or to have in its cache (HF_HOME)"
+                "the model hub, which this machine has to reach, or to have in its cache (HF_HOME)"
             ) from error
         task.unload_data()  # measuring loads it again, from the disk, when its turn comes
     return MtebTaskSet(tasks)

@@ -23,7 +23,7 @@ from shared.database import engine as process_engine
 from shared.errors import FretworkError, RunPausedError, SettingError
 from shared.ledger import Claim
 from shared.llm import Usage
-from shared.progress import TokenUsage, conservation, describe, token_usage
+from shared.progress import TokenUsage, conservation, describe
 from shared.records import RunConfig, query_id
 from shared.runs import Run, find_run, resume_run, start_run
 from shared.schema import queries, shards
@@ -306,8 +306,8 @@ def test_every_token_of_many_threads_is_counted_once(engine: Engine, run: Run) -
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(shard, range(12)))
     with engine.connect() as connection:
-        seen = token_usage(connection, run.run_id)
-    assert seen == [
+        seen = describe(connection, run)["usage"]
+    assert [TokenUsage(**usage) for usage in seen] == [
         TokenUsage(stage, f"model-{model}", 2000, 30_000, 4000)
         for stage in (Stage.GENERATE, Stage.RELABEL)
         for model in range(3)
