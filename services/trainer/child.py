@@ -47,7 +47,7 @@ def main() -> int:
     # libraries may print: what is not ours goes to standard error
     lines = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    disable_progress_bar()  # type: ignore[no-untyped-call] # a log is no terminal
+    disable_progress_bar()  # a log is no terminal
 
     def emit(message: dict[str, Any]) -> None:
         lines.write(orjson.dumps(message) + b"\n")

@@ -38,7 +38,7 @@ def make_tiny_llm(folder: Path) -> str:
         show_progress=False,
     )
     tokenizer.train_from_iterator(TEXT, trainer)
-    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|end|>",  # noqa: S106 - no password
         model_max_length=CONTEXT_TOKENS,

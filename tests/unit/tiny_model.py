@@ -28,7 +28,7 @@ def make_tiny_model(folder: Path) -> str:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
     )
-    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="[UNK]",  # noqa: S106
         pad_token="[PAD]",  # noqa: S106
