@@ -13,9 +13,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from services.trainer.encoder import CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS, chunk_by_length
+from services.trainer.encoder import CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS, chunk_by_length, tokenize
 
-CHARACTERS_PER_TOKEN = 4  # of English text, about: batches need no exact count, and counting means tokenizing twice
+COUNT_AT_ONCE = 1024  # texts whose token ids are held at a time
 
 OnProgress = Callable[[int], None]
 
@@ -29,9 +29,8 @@ def embed(
         encode: `model.encode_query`, `model.encode_document` or `model.encode`, with what it needs beside the texts.
         on_progress: called after each batch with the texts encoded so far.
     """
-    longest = model.max_seq_length or max(len(text) for text in texts)
-    lengths = [min(len(text) // CHARACTERS_PER_TOKEN + 2, longest) for text in texts]
-    chunks = chunk_by_length(lengths, CPU_CHUNK_TOKENS if model.device.type == "cpu" else GPU_CHUNK_TOKENS)
+    budget = CPU_CHUNK_TOKENS if model.device.type == "cpu" else GPU_CHUNK_TOKENS
+    chunks = chunk_by_length(_lengths(model, texts), budget)
     parts, done = [], 0
     for chunk in chunks:
         batch = encode([texts[index] for index in chunk], batch_size=len(chunk), convert_to_tensor=True)
@@ -40,3 +39,19 @@ def embed(
         on_progress(done)
     order = torch.tensor([index for chunk in chunks for index in chunk])
     return torch.cat(parts)[torch.argsort(order)]
+
+
+def _lengths(model: SentenceTransformer, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text as the model reads it, prompt aside; of a model that is no transformer, characters.
+
+    Counting costs a second tokenization, which is little beside the encoding: with characters for tokens, STS-B's
+    sentences took 14% longer, for the padding.
+    """
+    if model.transformers_model is None:
+        return [len(text) for text in texts]
+    most = model.max_seq_length or model.tokenizer.model_max_length
+    return [
+        len(ids)
+        for start in range(0, len(texts), COUNT_AT_ONCE)
+        for ids in tokenize(model, texts[start : start + COUNT_AT_ONCE], most)
+    ]

@@ -67,7 +67,7 @@ def find_tasks(names: Sequence[str]) -> MtebTaskSet:
     try:
         tasks = tuple(mteb.get_task(name) for name in names)
     except KeyError as error:
-        raise SettingError(f"mteb has no such task: {error.args[0]}") from error
+        raise SettingError(f"mteb lacks a task that was asked for: {error.args[0]}") from error
     for name, task in zip(names, tasks, strict=True):
         try:
             task.load_data()

@@ -228,6 +228,24 @@ def test_an_error_is_the_last_line(
         assert (line["path"], line["line"]) == ("/nowhere/corpus.jsonl", None)
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("STSBenchmrk", "Did you mean: 'STSBenchmark'"),
+        ("STSBenchmark", "the data of mteb's task STSBenchmark cannot be had"),
+    ],
+)
+def test_a_task_of_mteb_that_cannot_be_had(
+    name: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))  # with nothing in it
+    with Child("evaluate", {"config": {"model": "not loaded", "data": {"kind": "mteb", "names": [name]}}}) as child:
+        (line,) = child.lines()
+    assert (line["type"], line["error_type"]) == ("error", "SettingError")
+    assert says in line["message"]
+
+
 def test_evaluates(specification: dict[str, Any], tmp_path: Path) -> None:
     base = specification["config"]["model_name_or_path"]
     (tmp_path / "qrels").mkdir()

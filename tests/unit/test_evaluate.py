@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
 import pytest
 import torch
+from pydantic import ValidationError
 from sentence_transformers import SentenceTransformer
 from sklearn.metrics import ndcg_score
+from typer.testing import CliRunner
 
-from services.trainer.config import BeirFolder, EvaluationConfig
+from cli.main import app
+from cli.models.command import comparison_table
+from services.trainer.config import BeirFolder, EvaluationConfig, MtebTasks
+from services.trainer.embed import embed
 from services.trainer.evaluate import evaluate
 from services.trainer.model_card import render
 from services.trainer.retrieval import search
@@ -137,3 +143,43 @@ def test_the_card_shows_before_and_after(base: str, other: str, beir_dir: str) -
         facts, {key: report[key] for key in report if key not in ("baseline", "delta")}
     )
     assert "Not measured yet" in render(facts, None)
+
+
+def test_an_evaluation_stored_when_there_were_beir_folders_alone_can_be_read() -> None:
+    stored = {"model": "m", "baseline": None, "beir_dir": "/c", "split": "dev", "dims": [8], "seed": 0}
+    expected = EvaluationConfig(model="m", data=BeirFolder(path="/c", split="dev"), dims=(8,))
+    assert EvaluationConfig.model_validate(stored) == expected
+    assert EvaluationConfig.model_validate(expected.model_dump(mode="json")) == expected
+
+
+def test_mteb_gives_no_figures_of_single_items() -> None:
+    with pytest.raises(ValidationError, match="leave per_query_file out"):
+        EvaluationConfig(model="m", data=MtebTasks(names=("STSBenchmark",)), per_query_file="/f.jsonl")
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--beir", "d", "--sts", "f"], ["--mteb", "STSBenchmark", "--classification", "d"]]
+)
+def test_the_command_measures_on_one_thing(options: list[str]) -> None:
+    result = CliRunner().invoke(app, ["evaluate", "m", *options])
+    assert isinstance(result.exception, SettingError)
+    assert "name one thing to measure the model on" in str(result.exception)
+
+
+def test_the_table_shows_what_each_kind_measures() -> None:
+    report: dict[str, Any] = {"kind": "mteb", "main_metric": "mean", "dims": {"8": {"mean": 0.5, "STS12": 0.5}}}
+    report["baseline"] = {"model": "b", "dims": {"8": {"mean": 0.25, "STS12": 0.25}}}
+    table = comparison_table(report)
+    assert [column.header for column in table.columns] == ["dim", "model", "mean", "STS12", "Δ mean (95% interval)"]
+    assert list(table.columns[2].cells) == ["0.2500", "0.5000"]
+    assert list(table.columns[4].cells) == ["", ""]  # mteb gives no figures of single items
+
+
+def test_encoding_in_batches_of_tokens_gives_sentence_transformers_vectors(base: str) -> None:
+    model = SentenceTransformer(base)
+    texts = [" ".join(["file", "sort a list"] * (n * 7 % 40)) for n in range(150)]  # some longer than the model reads
+    done: list[int] = []
+    vectors = embed(model, model.encode, texts, done.append)
+    assert torch.allclose(vectors, model.encode(texts, convert_to_tensor=True), atol=1e-6)
+    assert len(done) > 1
+    assert (sorted(done), done[-1]) == (done, 150)
