@@ -73,6 +73,11 @@ def generated(stack: Stack, run: Run) -> int:
         return next(stage.done for stage in stage_progress(connection, run.run_id) if stage.stage == Stage.GENERATE)
 
 
+def nobody_asks(seconds: float) -> Iterator[list[float]]:
+    time.sleep(seconds)
+    yield []
+
+
 def rate(stack: Stack, run: Run, while_: Iterator[list[float]]) -> tuple[float, list[list[float]]]:
     """Passages/s over the time that `while_` takes, and what it returned."""
     before, started = generated(stack, run), time.monotonic()
@@ -120,13 +125,14 @@ def measure(stack: Stack, corpus: Path, given: argparse.Namespace) -> list[dict[
     with more_workers(stack, state.addresses, "generator", GENERATORS - 1):
         until(lambda: generated(stack, run) > 2_000, 300, every_s=1)
         for _ in range(given.turns):
-            quiet, _ = rate(stack, run, iter([time.sleep(given.seconds) or []]))
+            quiet, _ = rate(stack, run, nobody_asks(given.seconds))
             watched, took = rate(stack, run, (asked(url, paths, given.seconds / 3, 0.05) for paths in looks.values()))
             for name, values in zip(looks, took, strict=True):
                 answers.setdefault(name, []).extend(values)
             quiet_rates.append(quiet)
             watched_rates.append(watched)
-            sys.stderr.write(f"  {quiet:.0f} passages/s quiet, {watched:.0f} watched\n")
+            p95 = ", ".join(f"{name} {percentile(values, 0.95):.0f}" for name, values in zip(looks, took, strict=True))
+            sys.stderr.write(f"  {quiet:.0f} passages/s quiet, {watched:.0f} watched; {p95}\n")
     found: list[dict[str, object]] = []
     for name, values in answers.items():
         account = {f"p{share}": round(percentile(values, share / 100), 1) for share in (50, 95, 99)}

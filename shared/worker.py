@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -36,11 +38,21 @@ TRANSIENT = (TransientError, OperationalError, InterfaceError, PoolTimeoutError,
 
 @worker_init.connect  # type: ignore[untyped-decorator]
 def _start(**_: Any) -> None:
-    os.nice(NICENESS)
+    _give_way()
     try:
         engine()
     except FretworkError as error:
         raise SystemExit(f"this worker cannot start: {error}") from None
+
+
+def _give_way() -> None:
+    """Lowers this process's share of a full machine. Where Linux shares it out by session (sched(7): autogroup), a
+    process's own niceness counts within its session alone; one that leads a session lowers that one's too.
+    """
+    os.nice(NICENESS)
+    if os.getsid(0) == os.getpid():
+        with suppress(OSError):  # another system, or one that has no autogroups
+            Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
