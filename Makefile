@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 UV := uv==0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-vllm test-compose bench-llm bench-watch vllm lint format lock clean
+.PHONY: help setup demo test test-unit test-vllm test-compose bench-llm bench-watch bench-train vllm lint format lock clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -40,6 +40,9 @@ bench-llm: setup ## measure the LLM teacher: figures to benchmarks/results/llm.j
 
 bench-watch: setup ## measure what watching costs at a million items: figures to benchmarks/results/watch.json
 	$(BIN)/python -m benchmarks.watch
+
+bench-train: setup ## measure the trainer beside sentence-transformers': figures to benchmarks/results/train.json
+	$(BIN)/python -m benchmarks.train
 
 vllm: .venv-vllm/.installed ## serve MODEL with vLLM on this machine's GPU: make vllm MODEL=NAME-OR-FOLDER
 	.venv-vllm/bin/vllm serve "$(MODEL)" --host 127.0.0.1 --port $(VLLM_PORT) $(VLLM_OPTIONS)

@@ -15,8 +15,8 @@ from services.trainer.data import TrainingData, open_data
 from services.trainer.mixture import Position
 from services.trainer.mixture_config import FretSource, Mixture
 from shared.errors import InvalidInputError, NotFoundError
+from tests.records_in_memory import Records, make_records
 from tests.unit.datasets_in_files import LABELLED, dataset_source, jsonl
-from tests.unit.test_mixture import Records, make_records
 
 PAIRS = [{"query": f"pair {n}", "positive": f"p {n}"} for n in range(10)]
 

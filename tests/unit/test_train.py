@@ -22,8 +22,8 @@ from services.trainer.mixture_config import FretSource, Mixture
 from services.trainer.train import Progress, learning_rate_share, train
 from shared.errors import NotFoundError, SettingError
 from shared.records import NAMESPACE, Passage
+from tests.records_in_memory import Records
 from tests.unit.datasets_in_files import dataset_source, jsonl
-from tests.unit.test_mixture import Records
 from tests.unit.tiny_model import DIM, WORDS, make_tiny_model
 
 

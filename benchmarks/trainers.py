@@ -1,0 +1,156 @@
+"""One training, or one encoding, for `benchmarks.train`: a process of its own, which prints its account as JSON.
+
+python -m benchmarks.trainers ours|st:SETTINGS|encode FOLDER
+
+Settings of sentence-transformers' trainer: `default`; `bf16`, as Fretwork's trainer uses it where the processor has it;
+`bf16-eager`, with the attention that Fretwork's trainer found fastest on a CPU; `bf16-uncached`, without GradCache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+)
+
+from benchmarks.triplets import Triplet, read_triplets, records_of
+from services.trainer.beir import read_beir
+from services.trainer.config import TrainingConfig
+from services.trainer.embed import embed
+from services.trainer.encoder import load_model
+from services.trainer.retrieval import Retrieval
+from services.trainer.train import train
+from shared.models import resolve_model
+from tests.records_in_memory import Records
+
+DIMS = (384, 256, 128, 64)
+HELD_OUT = 256
+SEED = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("what")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--max-len", type=int, required=True)
+    given = parser.parse_args()
+    triplets = read_triplets(given.folder / "triplets.jsonl")
+    used, held_out = triplets[:-HELD_OUT], triplets[-HELD_OUT:]
+    if given.what == "encode":
+        account: dict[str, Any] = encoding(given.model, given.folder)
+    else:
+        with tempfile.TemporaryDirectory(prefix="fretwork-bench-") as work:
+            if given.what == "ours":
+                model, seconds = ours(used, given, Path(work))
+            else:
+                model, seconds = theirs(used, given, Path(work), given.what.removeprefix("st:"))
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        account = {"triplets_per_s": len(used) / seconds, "seconds": seconds, "peak_mb": peak_mb}
+        account |= {"heldout_loss": loss(model, held_out), "ndcg@10": ndcg(model, given.folder)}
+    sys.stdout.write(json.dumps({name: round(value, 4) for name, value in account.items()}) + "\n")
+
+
+def ours(triplets: Sequence[Triplet], given: argparse.Namespace, work: Path) -> tuple[SentenceTransformer, float]:
+    config = TrainingConfig(
+        model_name_or_path=given.model,
+        per_device_train_batch_size=given.batch,
+        query_max_len=given.max_len,
+        passage_max_len=given.max_len,
+        matryoshka_dims=DIMS[1:],
+        interpolation=1.0,
+        seed=SEED,
+    )
+    facts = train(config, Records(records_of(triplets)), work)
+    return load_model(facts["model_dir"]), facts["seconds"]
+
+
+def theirs(
+    triplets: Sequence[Triplet], given: argparse.Namespace, work: Path, settings: str
+) -> tuple[SentenceTransformer, float]:
+    asked = TrainingConfig()
+    attention = {"model_kwargs": {"attn_implementation": "eager"}} if settings.endswith("eager") else {}
+    model = SentenceTransformer(resolve_model(given.model), **attention)
+    model.max_seq_length = given.max_len
+    kind = MultipleNegativesRankingLoss if settings.endswith("uncached") else CachedMultipleNegativesRankingLoss
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=SentenceTransformerTrainingArguments(
+            output_dir=str(work),
+            per_device_train_batch_size=given.batch,
+            learning_rate=asked.learning_rate,
+            warmup_steps=round(asked.warmup_ratio * -(-len(triplets) // given.batch)),
+            num_train_epochs=1,
+            bf16=settings.startswith("bf16"),
+            seed=SEED,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_dict(
+            dict(zip(("anchor", "positive", "negative"), map(list, zip(*triplets, strict=True)), strict=True))
+        ),
+        loss=MatryoshkaLoss(model, kind(model, scale=1 / asked.temperature), matryoshka_dims=list(DIMS)),
+    )
+    seconds: float = trainer.train().metrics["train_runtime"]
+    return model.eval(), seconds
+
+
+@torch.inference_mode()
+def loss(model: SentenceTransformer, triplets: Sequence[Triplet]) -> float:
+    """MultipleNegativesRankingLoss in nats, one batch of all triplets, at the full dimension."""
+    anchors, positives, negatives = (
+        model.encode(list(column), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)
+        for column in zip(*triplets, strict=True)
+    )
+    scores = anchors @ torch.cat([positives, negatives]).T / TrainingConfig().temperature
+    return float(torch.nn.functional.cross_entropy(scores, torch.arange(len(anchors))))
+
+
+def ndcg(model: SentenceTransformer, folder: Path) -> float:
+    judged = Retrieval(read_beir(folder / "heldout", "dev"))
+    return judged.measure(model, DIMS[:1], lambda _: None)[DIMS[0]].figures["ndcg@10"]
+
+
+def encoding(name: str, folder: Path) -> dict[str, float]:
+    """Passages/s of `embed` and of SentenceTransformer.encode as it comes, in turns; the vectors are equal."""
+    model = load_model(name)
+    texts = [passage.text for passage in read_beir(folder / "heldout", "dev").passages]
+    model.encode(texts[:64])
+
+    def seconds(encode: Any) -> float:
+        started = time.perf_counter()
+        encode()
+        return time.perf_counter() - started
+
+    st = partial(model.encode, texts, show_progress_bar=False)
+    own = partial(embed, model, model.encode_document, texts, lambda _: None)
+    took = {"st": 0.0, "ours": 0.0}
+    for _ in range(2):
+        took["st"] += seconds(st)
+        took["ours"] += seconds(own)
+    return {who: 2 * len(texts) / spent for who, spent in took.items()}
+
+
+if __name__ == "__main__":
+    main()

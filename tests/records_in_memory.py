@@ -1,0 +1,55 @@
+"""FRet records in memory, for tests and measurements of what comes after the ledger."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from uuid import UUID, uuid5
+
+from services.trainer.mixture import Record
+from shared.records import NAMESPACE, Passage
+
+
+class Records:
+    """Records in memory, paged as the ledger's are."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self._records = sorted(records, key=lambda record: record.query_id)
+
+    def count(self) -> int:
+        return len(self._records)
+
+    def task_description(self) -> str:
+        return self._records[0].task_description
+
+    def page(self, after: UUID | None, limit: int) -> list[Record]:
+        return [record for record in self._records if after is None or record.query_id > after][:limit]
+
+    def count_by_task(self) -> dict[str, int]:
+        return dict(sorted(Counter(record.task_description for record in self._records).items()))
+
+    def tasks(self, after: UUID | None, limit: int) -> list[tuple[UUID, str]]:
+        return [(record.query_id, record.task_description) for record in self.page(after, limit)]
+
+    def find(self, query_ids: Collection[UUID]) -> dict[UUID, Record]:
+        return {record.query_id: record for record in self._records if record.query_id in query_ids}
+
+
+def make_records(count: int) -> Records:
+    def passage(name: str) -> Passage:
+        return Passage(uuid5(NAMESPACE, name), "", name)
+
+    return Records(
+        [
+            Record(
+                uuid5(NAMESPACE, f"query {n}"),
+                "search result",
+                f"query {n}",
+                passage(f"p {n}"),
+                (passage(f"n {n}"),),
+                None,
+                (None,),
+            )
+            for n in range(count)
+        ]
+    )
