@@ -2,8 +2,9 @@
 
 run_status_p95_ms       95th percentile of GET /runs/{run}, asked twenty times a second, of a run over a million
                         passages while eight generators work on it
-page_p95_ms             the same of what the open page fetches: its sections, the slow ones with every other fetch
-metrics_p95_ms          the same of GET /metrics
+page_p95_ms             the same of what the open page fetches, once a second: its sections, the slow ones with every
+                        other fetch
+metrics_p95_ms          the same of GET /metrics, once a second too, where Prometheus asks every fifteen
 watched_throughput      passages/s of generation while all of these are asked ÷ while nobody asks, in turns of one run
 
 The run is a real one: passages imported by `corpus add`, queries written by the offline teacher in real workers. All of
@@ -51,8 +52,8 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def asked(url: str, paths: Sequence[str], seconds: float, every_s: float) -> list[float]:
-    """How many ms each answer took, over one connection."""
+def asked(url: str, paths: Sequence[str], every_s: float, seconds: float) -> list[float]:
+    """How many ms each answer took, over one connection, asked so often for so long."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
     took = []
     until_s = time.monotonic() + seconds
@@ -88,7 +89,7 @@ def rate(stack: Stack, run: Run, while_: Iterator[list[float]]) -> tuple[float, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--passages", type=int, default=1_000_000)
-    parser.add_argument("--seconds", type=float, default=20, help="of each turn")
+    parser.add_argument("--seconds", type=float, default=20, help="of each part of a turn")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS / "watch.json")
     given = parser.parse_args()
@@ -117,16 +118,16 @@ def measure(stack: Stack, corpus: Path, given: argparse.Namespace) -> list[dict[
     run = stack.start("million", RunConfig(shard_size=32))
     of_run = f"/runs/{run.name}"
     looks = {
-        "run_status_p95_ms": [of_run],
-        "page_p95_ms": [f"/page{of_run}?slow=false", f"/page{of_run}?slow=true"],
-        "metrics_p95_ms": ["/metrics"],
+        "run_status_p95_ms": ([of_run], 0.05),
+        "page_p95_ms": ([f"/page{of_run}?slow=false", f"/page{of_run}?slow=true"], 1.0),
+        "metrics_p95_ms": (["/metrics"], 1.0),
     }
     quiet_rates, watched_rates, answers = [], [], dict[str, list[float]]()
     with more_workers(stack, state.addresses, "generator", GENERATORS - 1):
         until(lambda: generated(stack, run) > 2_000, 300, every_s=1)
         for _ in range(given.turns):
             quiet, _ = rate(stack, run, nobody_asks(given.seconds))
-            watched, took = rate(stack, run, (asked(url, paths, given.seconds / 3, 0.05) for paths in looks.values()))
+            watched, took = rate(stack, run, (asked(url, *look, given.seconds) for look in looks.values()))
             for name, values in zip(looks, took, strict=True):
                 answers.setdefault(name, []).extend(values)
             quiet_rates.append(quiet)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
@@ -235,3 +236,13 @@ def test_the_dashboard_and_the_alerts_ask_for_metrics_that_there_are(api: API, w
     asked = {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in names}
     assert asked <= set(there)
     assert len(asked) > 12
+
+
+def test_workers_give_way_to_who_watches(stack: Stack) -> None:
+    """Also where Linux shares the processor out by session, and a process's own niceness counts for nothing."""
+    worker, status = (psutil.Process(stack.pid(name)) for name in ("generator", "status"))
+    assert worker.nice() > status.nice()
+    groups = [Path(f"/proc/{process.pid}/autogroup") for process in (worker, status)]
+    if groups[0].exists():
+        worker_nice, status_nice = (int(group.read_text().rpartition(" ")[2]) for group in groups)
+        assert worker_nice > status_nice
