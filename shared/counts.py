@@ -11,6 +11,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from shared.stages import Stage
+
 BUCKET_S = 10
 
 
@@ -34,6 +36,18 @@ COUNTS = """
 
 def read_counts(connection: Connection, run_id: UUID) -> list[Count]:
     return [Count(**row) for row in connection.execute(text(COUNTS), {"run_id": run_id}).mappings()]
+
+
+def count(connection: Connection, run_id: UUID, stage: Stage, what: str, amount: int) -> None:
+    """Adds to a count that no trigger keeps. Call it in the transaction that stores what is counted."""
+    if amount:
+        connection.execute(
+            text(
+                "INSERT INTO count_deltas (run_id, stage, label_version, what, amount) "
+                "VALUES (:run_id, :stage, 1, :what, :amount)"
+            ),
+            {"run_id": run_id, "stage": stage, "what": what, "amount": amount},
+        )
 
 
 def add_up(connection: Connection) -> int:

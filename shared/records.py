@@ -171,6 +171,11 @@ class RunConfig(BaseModel):
     num_candidates: int = Field(20, ge=2, le=100, description="the paper's N")
     near_duplicate_cosine: float = Field(0.98, gt=0, le=1, description="queries this close count as one")
     shard_size: int = Field(32, ge=1, le=1024, description="items per shard")
+    follows: UUID | None = Field(
+        None,
+        description="an earlier run's id: its LLM's queries and judgements are taken over where they would come out "
+        "the same, and only what is new is written and judged; `--follow` sets it",
+    )
     labels: LabelPolicy = Field(
         LabelPolicy(),
         validate_default=True,
@@ -199,6 +204,6 @@ class RunConfig(BaseModel):
         return RunConfig(**{**self.model_dump(), "labels": labels}).labels
 
     def sha256(self) -> str:
-        """The hash of what decides the records: the shard size does not, so it is left out."""
-        content = self.model_dump(mode="json", exclude={"shard_size"})
+        """The hash of what decides the records; the shard size and what is taken over do not, so they are left out."""
+        content = self.model_dump(mode="json", exclude={"shard_size", "follows"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -73,6 +73,8 @@ def draft_run(connection: Connection, corpus_name: str, config: RunConfig) -> Ru
     number = connection.execute(
         text("SELECT count(*) + 1 FROM runs WHERE corpus_id = :corpus_id"), {"corpus_id": corpus["corpus_id"]}
     ).scalar_one()
+    if config.follows is not None:
+        _check_can_follow(find_run(connection, config.follows), config)
     fingerprint = uuid5(NAMESPACE, f"{corpus['content_hash']}:{config.sha256()}")
     return Run(
         run_id=uuid5(fingerprint, f"{corpus_name}:{number}"),
@@ -87,6 +89,25 @@ def draft_run(connection: Connection, corpus_name: str, config: RunConfig) -> Ru
         config=config,
         state="running",
     )
+
+
+def _check_can_follow(earlier: Run, config: RunConfig) -> None:
+    """Raises SettingError where its queries and judgements would be others, NotDoneError before it is done."""
+    if config.teacher != "llm" or earlier.config.teacher != "llm":
+        raise SettingError(
+            f"run {earlier.name} cannot be followed: only what an LLM wrote and judged is taken over, and the "
+            "statistical methods depend on the corpus as a whole and cost next to nothing"
+        )
+    decisive = {"seed", "queries_per_passage", "llm"}
+    ours, theirs = (one.model_dump(include=decisive) for one in (config, earlier.config))
+    if ours != theirs:
+        differing = [name for name in ours if ours[name] != theirs[name]]
+        if "llm" in differing:
+            differing.remove("llm")
+            differing += [f"llm.{name}" for name in ours["llm"] if ours["llm"][name] != theirs["llm"][name]]
+        raise SettingError(f"run {earlier.name} cannot be followed, because it had other values of {differing}")
+    if earlier.state not in ("done", "cancelled"):
+        raise NotDoneError(f"run {earlier.name} is {earlier.state}: only a finished run can be followed")
 
 
 def start_run(

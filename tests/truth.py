@@ -21,6 +21,11 @@ _TRUTH = """
     UNION ALL
     SELECT 'relabel', label_version, 'moved', count(*) FILTER (WHERE positive_changed)
     FROM fret_records WHERE run_id = :id GROUP BY 2
+    UNION ALL
+    SELECT 'relabel', 1, 'judged', sum(cardinality(ql_scores) - coalesce(CAST(judge ->> 'taken_over' AS int), 0))
+    FROM queries WHERE run_id = :id
+    UNION ALL
+    SELECT 'relabel', 1, 'taken_over', sum(CAST(judge ->> 'taken_over' AS int)) FROM queries WHERE run_id = :id
 """
 Counts = dict[tuple[str, int, str], int]
 

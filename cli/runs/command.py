@@ -95,6 +95,13 @@ def start(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a setting of the run, see below")
     ] = None,
+    follow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="take over what this earlier run's LLM wrote and judged, where it would come out the same",
+        ),
+    ] = None,
     max_tokens: MaxTokens = None,
     max_hours: MaxHours = None,
 ) -> None:
@@ -112,6 +119,8 @@ def start(
         return
     with settings.database(workers=wait) as engine:
         with engine.begin() as connection:
+            if follow is not None:
+                config = config.model_copy(update={"follows": find_run(connection, follow).run_id})
             run = start_run(connection, corpus, config, max_tokens=max_tokens, max_hours=max_hours)
         typer.echo(run.name)
         if wait:
@@ -165,6 +174,11 @@ def status(
         f"{sums['records']:,} records · {sums['queries']:,} queries · {sums['sampled']:,} passages sampled · "
         f"the counts {'add up' if sums['holds'] else 'DO NOT add up: please report this'}"
     )
+    if seen["queries_taken_over"] or seen["judgements_taken_over"]:
+        typer.echo(
+            f"taken over from an earlier run: {seen['queries_taken_over']:,} queries and "
+            f"{seen['judgements_taken_over']:,} judgements · judged for this one: {seen['judged']:,}"
+        )
     for usage in seen["usage"]:
         typer.echo(
             f"tokens: {usage['stage']} · {usage['model']} · {usage['requests']:,} requests · "

@@ -126,7 +126,8 @@ async def write_query(
 
     `cut` is `cut_passage`'s. At temperature 0 every attempt would give the same text, so there is one.
     """
-    key = f"{seed}:{query_id(run_fingerprint, passage.passage_id, ordinal)}"
+    # the same passage, seed and settings give the same query in any run, so that another run can take it over
+    key = f"{seed}:{passage.passage_id}:{ordinal}"
     task_description = (
         prompt.task_descriptions[_draw(key) % len(prompt.task_descriptions)] if prompt.task_descriptions else None
     )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from uuid import UUID
 
 from sqlalchemy import Connection
 
-from services.generator import extractive, prompted
+from services.generator import earlier, extractive, prompted
 from services.generator.prompt import prompt_of
 from shared import store
 from shared.celery_app import app
+from shared.counts import count
 from shared.database import engine, insert_rows
 from shared.errors import SettingError
 from shared.ledger import Claim
@@ -36,7 +38,9 @@ def _generate(claim: Claim) -> Output:
         run = find_run(connection, claim.run_id)
         found = store.load_passages(connection, run, claim.item_ids)
     passages = [found[passage_id] for passage_id in claim.item_ids]
-    written = _by_llm(run, passages) if run.config.teacher == "llm" else _offline(run, passages)
+    taken_over = _taken_over(run, passages)
+    new = [passage for passage in passages if passage.passage_id not in taken_over]
+    written = [*taken_over.values(), *(_by_llm(run, new) if run.config.teacher == "llm" else _offline(run, new))]
     made = [query for item in written if not isinstance(item, Dropped) for query in item]
 
     def save(connection: Connection) -> None:
@@ -53,9 +57,21 @@ def _generate(claim: Claim) -> Output:
             for query in made
         ]
         insert_rows(connection, queries, rows)
+        count(connection, run.run_id, Stage.GENERATE, "taken_over", sum(map(len, taken_over.values())))
 
     dropped = tuple(item for item in written if isinstance(item, Dropped))
     return Output(save, dropped, tuple(query.query_id for query in made))
+
+
+def _taken_over(run: Run, passages: Sequence[Passage]) -> dict[UUID, list[TaskQuery]]:
+    """What the run that this one follows has of these passages."""
+    if run.config.follows is None:
+        return {}
+    with engine().connect() as connection:
+        followed = find_run(connection, run.config.follows)
+        ids = earlier.ids_in(followed.fingerprint, passages, run.config.queries_per_passage)
+        found = store.load_queries(connection, followed, ids)
+    return earlier.taken_over((item.query for item in found), run.fingerprint)
 
 
 def _by_llm(run: Run, passages: Sequence[Passage]) -> Written:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,3 +24,10 @@ class Judged:
             ql_scores=tuple(judgement.ql_score for judgement in self.judgements),
             rc_scores=tuple(judgement.rc_score for judgement in self.judgements),
         )
+
+
+def how_many(found: Iterable[Judged]) -> dict[str, int]:
+    """The judgements by where they come from: `judged` now, or `taken_over` from an earlier run."""
+    counted = [(len(each.judgements), each.by.get("taken_over", 0)) for each in found]
+    taken_over = sum(taken for _, taken in counted)
+    return {"judged": sum(total for total, _ in counted) - taken_over, "taken_over": taken_over}

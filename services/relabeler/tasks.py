@@ -10,14 +10,15 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from services.relabeler import prompted, statistical
+from services.relabeler import earlier, prompted, statistical
 from services.relabeler.fuse import fuse
-from services.relabeler.judged import Judged
+from services.relabeler.judged import Judged, how_many
 from services.relabeler.prompt import prompts_of
 from services.relabeler.save import save_records, save_scores
 from services.relabeler.select import select
 from shared import store
 from shared.celery_app import app
+from shared.counts import count
 from shared.database import engine
 from shared.errors import SettingError
 from shared.ledger import Claim
@@ -62,6 +63,8 @@ def _relabel(claim: Claim) -> Output:
 
     def save(connection: Connection) -> None:
         save_scores(connection, run, judged)
+        for what, amount in how_many(judged.values()).items():
+            count(connection, run.run_id, Stage.RELABEL, what, amount)
         save_records(connection, run, claim.label_version, records)
 
     return Output(save, tuple(dropped))
@@ -72,9 +75,30 @@ def _judge(run: Run, unjudged: Sequence[StoredQuery], passages: Mapping[UUID, Pa
     if not unjudged:
         return {}
     by_teacher = _by_llm if run.config.teacher == "llm" else _offline
-    candidates = [[passages[passage_id] for passage_id in item.candidate_ids] for item in unjudged]
-    found = by_teacher(run, unjudged, candidates)
-    return {item.query.query_id: each for item, each in zip(unjudged, found, strict=True)}
+    known = _known(run, unjudged)
+    asked = [item for item in unjudged if not set(item.candidate_ids) <= set(known[item.query.query_id])]
+    candidates = [
+        [passages[id_] for id_ in item.candidate_ids if id_ not in known[item.query.query_id]] for item in asked
+    ]
+    fresh = dict(zip((item.query.query_id for item in asked), by_teacher(run, asked, candidates), strict=True))
+    if run.config.follows is None:
+        return fresh
+    return {
+        query_id: earlier.completed(item, known[query_id], fresh.get(query_id), run.config.follows)
+        for item in unjudged
+        for query_id in [item.query.query_id]
+    }
+
+
+def _known(run: Run, unjudged: Sequence[StoredQuery]) -> dict[UUID, earlier.Known]:
+    """What the run that this one follows knows of each query's passages, by query id."""
+    if run.config.follows is None:
+        return {item.query.query_id: {} for item in unjudged}
+    with engine().connect() as connection:
+        followed = find_run(connection, run.config.follows)
+        ids = {item.query.query_id: earlier.id_in(followed.fingerprint, item) for item in unjudged}
+        found = {item.query.query_id: item for item in store.load_queries(connection, followed, list(ids.values()))}
+    return {item.query.query_id: earlier.known(item, found.get(ids[item.query.query_id])) for item in unjudged}
 
 
 def _by_llm(

@@ -88,6 +88,9 @@ class RunStatus(BaseModel):
     config: RunConfig
     records: int = Field(description="FRet records so far, of label version 1")
     moved: int = Field(description="records whose positive is another passage than the seed, of label version 1")
+    judged: int = Field(description="candidates that the teacher judged for this run")
+    judgements_taken_over: int = Field(description="those that an earlier run had judged, which this one follows")
+    queries_taken_over: int = Field(description="queries that the earlier run had written")
     stages: list[StageProgress] = Field(description="in order; items, items/s, seconds to go")
     llm: LLMLoad | None = Field(description="calls in flight at the LLM servers; null: the teacher is offline")
     usage: list[TokenUsage] = Field(description="what the calls of each stage to each model cost so far")

@@ -9,8 +9,10 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import text
@@ -21,10 +23,12 @@ from tests.e2e.test_pipeline import fretwork
 from tests.llm_stub import Fault, StubLLM
 from tests.llm_stub_answers import completions
 from tests.passages import write_corpus
+from tests.truth import counts_and_truth
 
 KEY = "sk-that-nobody-may-see"
 PASSAGES = 20
 BAD = 2
+NEW = 3
 MARK = "zzunwritable"
 REFUSAL = "I would rather not write anything about this."
 
@@ -163,3 +167,44 @@ def test_a_passage_is_not_asked_about_again(ran: Ran) -> None:
     asked = Counter(json.dumps(seen.body) for seen in ran.stub.seen if seen.path == "/v1/completions")
     probes = {body for body in asked if "Once upon a" in body}
     assert {asked[body] for body in asked.keys() - probes} == {1}
+
+
+def test_a_run_that_follows_another_asks_about_what_is_new_alone_and_equals_one_from_scratch(
+    ran: Ran, tmp_path: Path
+) -> None:
+    fretwork(ran.stack, "corpus", "add", "topics", str(write_corpus(tmp_path / "new.jsonl", NEW, start=PASSAGES + BAD)))
+    ran.stub.seen.clear()
+    same = ("--corpus", "topics", "--wait", "--set", "shard_size=8", "--set", "num_candidates=6")
+    following = fretwork(ran.stack, "run", "start", *same, "--follow", ran.name).stdout.strip()
+    written = [seen for seen in ran.stub.seen if "seed" in seen.body]
+    scratch = fretwork(ran.stack, "run", "start", *same).stdout.strip()
+
+    def outcome(name: str) -> list[Any]:
+        with ran.stack.engine.connect() as connection:
+            return list(
+                connection.execute(
+                    text(
+                        "SELECT query_id, task_description, query_text, candidate_ids, ql_scores, rc_scores, "
+                        "positive_id, negative_ids FROM queries JOIN runs USING (run_id) "
+                        "JOIN fret_records USING (run_id, query_id) WHERE name = :name ORDER BY query_id"
+                    ),
+                    {"name": name},
+                )
+            )
+
+    assert len(outcome(following)) == PASSAGES - BAD + NEW
+    assert outcome(following) == outcome(scratch)
+    seen = json.loads(fretwork(ran.stack, "run", "status", following, "--json").stdout)
+    assert len(written) == NEW + 3 * BAD, "passages that came to nothing are tried again"
+    assert seen["queries_taken_over"] == PASSAGES - BAD
+    assert seen["judged"] + seen["judgements_taken_over"] == 6 * (PASSAGES - BAD + NEW)
+    assert 6 * NEW <= seen["judged"] < 12 * NEW, "new queries, and new neighbours of the old ones"
+    with ran.stack.engine.connect() as connection:
+        counted, there = counts_and_truth(connection, UUID(seen["run_id"]))
+    assert counted.pop(("generate", 1, "taken_over")) == PASSAGES - BAD
+    assert counted == there
+    assert "taken over" in fretwork(ran.stack, "run", "status", following).stdout
+    refused = fretwork(
+        ran.stack, "run", "start", *same, "--follow", following, "--set", "llm.temperature=0.2", exit_status=1
+    )
+    assert "llm.temperature" in refused.stderr
