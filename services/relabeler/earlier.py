@@ -1,4 +1,4 @@
-"""Takes an earlier run's judgements over: an LLM judges a passage by itself, so what it said of one still holds. Pure."""
+"""Takes an earlier run's judgements over: an LLM judges a passage by itself, and what it said still holds. Pure."""
 
 from __future__ import annotations
 
