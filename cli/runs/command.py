@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
 import typer
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
+from sqlalchemy import Engine
 
 from cli.context import Context, say
 from cli.runs.preview import preview
+from cli.runs.rounds import next_round
 from cli.runs.teacher import settle
 from cli.stack import running_stack
 from cli.watch import stages_table, watch_run
@@ -23,7 +26,7 @@ from shared.models import as_given
 from shared.progress import conservation, describe, list_runs, stage_progress
 from shared.reading import dead_shards
 from shared.records import RunConfig
-from shared.runs import cancel_run, find_run, pause_run, resume_run, start_run
+from shared.runs import Run, cancel_run, find_run, pause_run, resume_run, start_run
 from shared.settings import settings as environment
 
 app = typer.Typer(no_args_is_help=True, help="Runs: from a corpus to FRet records.")
@@ -102,6 +105,18 @@ def start(
             help="take over what this earlier run's LLM wrote and judged, where it would come out the same",
         ),
     ] = None,
+    rounds: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=5,
+            help="after each round but the last an embedder is trained on its queries and their seed passages, and the "
+            "next retrieves with it, as in the paper; implies --wait, and limits are the first round's",
+        ),
+    ] = 1,
+    embedders: Annotated[
+        Path | None, typer.Option(help="with --rounds: where their embedders go; HOME/embedders by default")
+    ] = None,
     max_tokens: MaxTokens = None,
     max_hours: MaxHours = None,
 ) -> None:
@@ -117,29 +132,39 @@ def start(
         with settings.database() as engine:
             preview(engine, corpus, config, preview_n)
         return
+    wait = wait or rounds > 1
     with settings.database(workers=wait) as engine:
         with engine.begin() as connection:
             if follow is not None:
                 config = config.model_copy(update={"follows": find_run(connection, follow).run_id})
             run = start_run(connection, corpus, config, max_tokens=max_tokens, max_hours=max_hours)
         typer.echo(run.name)
-        if wait:
-            try:
-                dead = watch_run(engine, run.run_id, run.name)
-            except RunPausedError as paused:
-                say(str(paused))
-                raise typer.Exit(3) from None
-            if dead:
-                say(f"{dead:,} items are dead: fretwork run status {run.name} names the errors")
-                raise typer.Exit(3)
-            with engine.connect() as connection:
-                records = conservation(connection, run.run_id).records
-            if records:
-                say(f"next: fretwork train {run.name} --output DIR (or fretwork export {run.name} --help)")
-            else:
-                say(f"no record came of it: fretwork run status {run.name} says why")
-        else:
+        if not wait:
             _say_if_nobody_works(settings)
+            return
+        _watch(engine, run)
+        for _ in range(rounds - 1):
+            run = next_round(engine, corpus, run, embedders or settings.home / "embedders")
+            typer.echo(run.name)
+            _watch(engine, run)
+        with engine.connect() as connection:
+            records = conservation(connection, run.run_id).records
+        if records:
+            say(f"next: fretwork train {run.name} --output DIR (or fretwork export {run.name} --help)")
+        else:
+            say(f"no record came of it: fretwork run status {run.name} says why")
+
+
+def _watch(engine: Engine, run: Run) -> None:
+    """Until the run is done. Raises typer.Exit 3 where it pauses or has dead items."""
+    try:
+        dead = watch_run(engine, run.run_id, run.name)
+    except RunPausedError as paused:
+        say(str(paused))
+        raise typer.Exit(3) from None
+    if dead:
+        say(f"{dead:,} items are dead: fretwork run status {run.name} names the errors")
+        raise typer.Exit(3)
 
 
 def _say_if_nobody_works(settings: Context) -> None:

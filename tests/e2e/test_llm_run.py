@@ -208,3 +208,21 @@ def test_a_run_that_follows_another_asks_about_what_is_new_alone_and_equals_one_
         ran.stack, "run", "start", *same, "--follow", following, "--set", "llm.temperature=0.2", exit_status=1
     )
     assert "llm.temperature" in refused.stderr
+
+
+def test_a_second_round_retrieves_with_an_embedder_trained_on_the_first_and_judges_what_is_new(
+    ran: Ran, tmp_path: Path
+) -> None:
+    corpus = write_corpus(tmp_path / "rounds.jsonl", PASSAGES, start=PASSAGES + BAD + NEW)
+    fretwork(ran.stack, "corpus", "add", "rounds", str(corpus))
+    given = ("--corpus", "rounds", "--set", "num_candidates=6", "--embedders", str(tmp_path / "embedders"))
+    names = fretwork(ran.stack, "run", "start", *given, "--rounds", "2").stdout.split()
+    assert names == ["rounds-1", "rounds-2"]
+    first, second = (json.loads(fretwork(ran.stack, "run", "status", name, "--json").stdout) for name in names)
+    assert second["config"]["embedder"] == str(tmp_path / "embedders" / "rounds-1")
+    assert (tmp_path / "embedders" / "rounds-1" / "modules.json").is_file()
+    assert (first["judged"], first["judgements_taken_over"]) == (6 * PASSAGES, 0)
+    assert second["queries_taken_over"] == PASSAGES
+    assert second["judgements_taken_over"] >= PASSAGES, "each query's seed passage, if nothing else"
+    assert second["judged"] + second["judgements_taken_over"] == 6 * PASSAGES
+    assert second["records"] == PASSAGES

@@ -1,0 +1,38 @@
+"""The paper's bootstrap (arXiv 2403.20327, section 3.2): an embedder of the run's own for its next round.
+
+What retrieves the candidates of a first round is somebody's embedder. Trained on that round's queries and their seed
+passages, with in-batch negatives alone, it retrieves those of the next. The queries stay, and so does what an LLM said
+of a candidate: only candidates that are new are judged.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from cli.context import say
+from cli.watch import watch_run, watch_shard
+from services.trainer.config import TrainingConfig
+from shared.records import LabelPolicy
+from shared.runs import Run, add_label_version, start_run, start_training
+
+
+def next_round(engine: Engine, corpus: str, run: Run, folder: Path) -> Run:
+    """Trains `folder`/`run.name` on a finished run and starts the run that retrieves with it.
+
+    Raises FretworkError where the training fails.
+    """
+    output = folder.absolute() / run.name
+    with engine.begin() as connection:
+        version = add_label_version(connection, run, LabelPolicy(positive="seed"))
+    watch_run(engine, run.run_id, run.name)
+    training = TrainingConfig(model_name_or_path=run.config.embedder, hard_negatives=False, seed=run.config.seed)
+    with engine.begin() as connection:
+        training_run_id = start_training(connection, run, version, training.model_dump(mode="json"), str(output))
+    watch_shard(engine, "training_runs", training_run_id, "training the next round's embedder")
+    say(f"the next round retrieves with {output}")
+    follows = run.run_id if run.config.teacher == "llm" else None
+    config = run.config.model_copy(update={"embedder": str(output), "follows": follows})
+    with engine.begin() as connection:
+        return start_run(connection, corpus, config)
