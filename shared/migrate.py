@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from shared.errors import SchemaVersionError
+from shared.errors import SchemaVersionError, SettingError
 from shared.settings import settings
 
 MIGRATION_LOCK = 0x46524554  # "FRET": one migration at a time, whoever starts it
@@ -34,10 +34,20 @@ def head_version() -> str:
 
 
 def upgrade(database_url: str) -> None:
-    """Brings the schema to this version's, under an advisory lock; does nothing where it is there already."""
-    engine = create_engine(database_url, poolclass=NullPool)
+    """Brings the schema to this version's, under an advisory lock; does nothing where it is there already.
+
+    Raises SettingError for a database that is not in UTF-8: it could not hold every text.
+    """
+    # of an SQL_ASCII database even the server's version would come as bytes, and the sentence below is the better error
+    engine = create_engine(database_url, poolclass=NullPool, connect_args={"client_encoding": "utf8"})
     config = _config()
     with engine.begin() as connection:
+        encoding = connection.execute(text("SHOW server_encoding")).scalar_one()
+        if encoding != "UTF8":
+            raise SettingError(
+                f"the database is encoded in {encoding}, and passages may hold any character: make it anew with "
+                "CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+            )
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
