@@ -1,0 +1,152 @@
+"""A run while everything that can break breaks: the records are the undisturbed run's, none lost and none double.
+
+    make test-chaos SEEDS=50       seeds 1 to 50, a line for each
+    CHAOS_SEED=17 make test-chaos  one that failed, alone
+
+Processes, PostgreSQL, Redis and the dispatcher are real ones under the real supervisor; the LLM is the stub. What a
+seed does stands in driver.py, how it is done in harm.py. All seeds with the same lease share a stack, each with a
+corpus of its own name, so that its passages are embedded anew; the undisturbed run is made once per stack.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+
+from cli.corpus.store import import_corpus
+from cli.stack import postgres
+from shared.runs import Run, find_run
+from tests.chaos.drill import carry_out
+from tests.chaos.driver import Event, lease_s, plan
+from tests.chaos.harm import World
+from tests.e2e.stack import Stack, digest, real_stack
+from tests.llm_stub import StubLLM
+from tests.passages import write_corpus
+from tests.servers import until
+
+PASSAGES = 72
+RECOVERY_S = 75.0
+LATENCY_S, IN_FLIGHT = 0.2, 6  # so slow that the run lasts a dozen seconds, and there is something to be harmed
+# in `make test` three harms are enough: a kill, a worker frozen past its lease, Redis without its memory
+SHORT = {1: (Event(1.5, "kill", "generator"), Event(2.5, "restart redis", ""), Event(5.0, "freeze", "relabeler"))}
+
+
+def seeds() -> list[int]:
+    if "CHAOS_SEED" in os.environ:
+        return [int(os.environ["CHAOS_SEED"])]
+    return list(range(1, int(os.environ.get("CHAOS_SEEDS", "0")) + 1))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "topics.jsonl", PASSAGES)
+
+
+@pytest.fixture(scope="module")
+def world(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, corpus: Path
+) -> Iterator[tuple[World, str]]:
+    """A stack with the lease that is asked for, and what the undisturbed run came to."""
+    home = tmp_path_factory.mktemp("chaos")
+    lease = {} if request.param is None else {"FRETWORK_LEASE_S": str(request.param)}
+    try:
+        with (
+            StubLLM(in_flight=IN_FLIGHT, remember=False) as stub,
+            real_stack(home, FRETWORK_LLM__BASE_URL=stub.base_url, **lease) as stack,
+        ):
+            import_corpus(stack.engine, "undisturbed", corpus)
+            run = _start_by_hand(stack)
+            world = World(stack, stub, run)
+            world.keep_extras()
+            try:
+                stack.finish(run)
+                stub.latency_s = LATENCY_S
+                yield world, digest(stack.engine, run, cosines=False)
+            finally:
+                world.stop_extras()
+    finally:
+        postgres.remove(home)
+
+
+def _start_by_hand(stack: Stack) -> Run:
+    """Through the command line, which asks the LLM what it is."""
+    options = [f"{name}={value}" for name, value in {"shard_size": 6, "num_candidates": 6}.items()]
+    started = subprocess.run(
+        [sys.executable, "-m", "cli.main", "--home", str(stack.home), "run", "start", "--corpus", "undisturbed"]
+        + [word for option in options for word in ("--set", option)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert started.returncode == 0, started.stderr
+    with stack.engine.connect() as connection:
+        return find_run(connection, started.stdout.strip())
+
+
+def parametrised(chosen: dict[int, tuple[Event, ...]]) -> pytest.MarkDecorator:
+    """Seeds with the same lease stand together, for one stack."""
+    in_order = sorted(chosen, key=lambda seed: (lease_s(seed) is None, seed))
+    return pytest.mark.parametrize(
+        ("world", "seed", "events"), [(lease_s(seed), seed, chosen[seed]) for seed in in_order], indirect=["world"]
+    )
+
+
+@parametrised({seed: plan(seed) for seed in seeds()} or SHORT)
+def test_seed(
+    world: tuple[World, str],
+    seed: int,
+    events: tuple[Event, ...],
+    corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    here, expected = world
+    started = time.monotonic()
+    engine = here.stack.engine
+    until(lambda: here.rows("SELECT 1") is not None, RECOVERY_S)  # the last seed may have restarted it at its end
+    import_corpus(engine, f"seed-{seed}", corpus)
+    run = here.stack.start(f"seed-{seed}", here.exported.config)
+    seen = carry_out(here, run, events, seed)
+    lost, doubled = _lost_and_doubled(engine, here.exported, run)
+    same = digest(engine, run, cosines=False) == expected
+    with engine.connect() as connection:
+        dead = connection.execute(
+            text("SELECT stage, error_message FROM shards WHERE run_id = :id AND state = 'dead'"), {"id": run.run_id}
+        ).all()
+    good = same and not (lost or doubled or dead or seen.wrong)
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\nseed {seed}: {time.monotonic() - started:.0f} s, lease {lease_s(seed) or 45:g} s; "
+            f"{'; '.join(seen.did)}: {'the same records' if good else 'WRONG'}, lost {lost}, doubled {doubled}, "
+            f"back after {seen.recovery_s:.0f} s at most, {seen.looks} looks\n"
+        )
+    assert not seen.wrong
+    assert not dead
+    assert (lost, doubled) == (0, 0)
+    assert same
+    assert seen.recovery_s < RECOVERY_S
+    assert seen.did, "a seed that harmed nothing shows nothing"
+
+
+def _lost_and_doubled(engine: Engine, undisturbed: Run, run: Run) -> tuple[int, int]:
+    """Records of the undisturbed run that are missing, and records too many, told apart by query and positive."""
+    found = []
+    for each in (undisturbed, run):
+        with engine.connect() as connection:
+            rows = connection.execute(
+                text(
+                    "SELECT seed_passage_id, query_text, positive_id FROM fret_records JOIN queries "
+                    "USING (run_id, query_id) WHERE run_id = :id"
+                ),
+                {"id": each.run_id},
+            )
+            found.append(Counter(tuple(row) for row in rows))
+    expected, got = found
+    return (expected - got).total(), (got - expected).total()
