@@ -14,10 +14,11 @@ EXTRA = ("generator-2", "relabeler-2")
 HARMS: dict[str, tuple[str, ...]] = {
     "kill": PROCESSES,
     "freeze": WORKERS,
+    "freeze in its transaction": ("generator", "generator-2", "relabeler", "relabeler-2"),
     "restart redis": ("",),
     "restart postgres": ("in order", "by a crash"),
     "take the LLM away": ("",),
-    "lose the index": ("",),
+    "lose the index": ("", "with queries in it"),
     "ring twice": ("",),
     "terminate": EXTRA,
     "fill the disk": ("",),
@@ -39,7 +40,7 @@ class Event:
 
 
 def plan(seed: int) -> tuple[Event, ...]:
-    """Four to six events in the order of their times. Every harm is the first draw of every ninth seed."""
+    """Four to six events in the order of their times. Every harm is the first draw of every tenth seed."""
     draw = random.Random(seed)  # noqa: S311 - a test's choice
     kinds = list(HARMS)
     chosen = [kinds[seed % len(kinds)], "kill", *draw.choices(kinds, k=draw.randint(2, 4))]

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psutil
 from celery import Celery
 from sqlalchemy import Row, text
 from sqlalchemy.exc import OperationalError
@@ -122,13 +123,14 @@ def harm(world: World, run: Run, event: Event, seed: int) -> Harm:
     """The harm that an event names."""
     do: dict[str, Callable[[], Harm]] = {
         "kill": lambda: _kill(world, event),
-        "freeze": lambda: _freeze(world, run, event),
+        "freeze": lambda: _freeze(world, event),
         "restart redis": lambda: _restart(world, event, "redis", signal.SIGKILL),
         "restart postgres": lambda: _restart(
             world, event, "postgres", signal.SIGKILL if event.target == "by a crash" else signal.SIGINT
         ),
         "take the LLM away": lambda: _take_llm_away(world, event),
-        "lose the index": lambda: _lose_index(world, event),
+        "freeze in its transaction": lambda: _freeze_in_transaction(world, event),
+        "lose the index": lambda: _lose_index(world, run, event),
         "ring twice": lambda: _ring_twice(world, run, event, seed),
         "terminate": lambda: _terminate(world, event),
         "fill the disk": lambda: _fill_disk(world, event),
@@ -149,38 +151,82 @@ def _restart(world: World, event: Event, name: str, how: signal.Signals) -> Harm
     world.did.append(str(event))
 
 
-def _freeze(world: World, run: Run, event: Event) -> Harm:
+def _freeze(world: World, event: Event) -> Harm:
     """Stops a worker with a shard in hand until another may have it; its late write has to be refused."""
     while True:
         pid = world.alive(event.target)
-        if pid is None or not world.claims_of(pid):
-            yield WAITING
-            continue
-        os.kill(pid, signal.SIGSTOP)
-        held = world.claims_of(pid)
-        if held:
-            break
-        os.kill(pid, signal.SIGCONT)  # it was faster
+        if pid is not None and world.claims_of(pid):
+            os.kill(pid, signal.SIGSTOP)
+            if held := world.claims_of(pid):
+                break
+            os.kill(pid, signal.SIGCONT)  # it was faster
         yield WAITING
+    world.did.append(f"{event} with {len(held)} shards")
+    yield from _thaw(world, event, pid, held)
+
+
+def _freeze_in_transaction(world: World, event: Event) -> Harm:
+    """The same while it finishes a shard: the server has to end its transaction, which holds the shard's row."""
+    table = "queries" if event.target.startswith("generator") else "fret_records"
+    with world.stack.engine.connect() as connection:
+        try:
+            while True:
+                connection.execute(text(f"LOCK TABLE {table} IN EXCLUSIVE MODE"))
+                deadline = time.monotonic() + 1
+                while not (pid := world.alive(event.target)) or not _is_writing(world, pid, table):
+                    yield WAITING
+                    if time.monotonic() > deadline:  # others write there too, in shards that go on to this one
+                        connection.rollback()
+                        yield WAITING
+                        break
+                else:
+                    break
+            os.kill(pid, signal.SIGSTOP)
+            connection.rollback()
+        except OperationalError:
+            return  # PostgreSQL was restarted meanwhile
+    while (held := world.claims_of(pid)) is None:
+        yield BEGUN
+    if held:
+        world.did.append(str(event))
+        yield from _thaw(world, event, pid, held)
+    else:
+        os.kill(pid, signal.SIGCONT)  # its shard was taken before
+
+
+def _is_writing(world: World, pid: int, table: str) -> bool:
+    """Whether a process waits for a lock on the table; its backend is known by its port."""
+    try:
+        ports = [each.laddr.port for each in psutil.Process(pid).net_connections() if each.laddr]
+    except psutil.NoSuchProcess:
+        return False
+    waiting = world.rows(
+        "SELECT client_port FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE :insert",
+        insert=f"INSERT INTO {table}%",
+    )
+    return any(row.client_port in ports for row in waiting or ())
+
+
+def _thaw(world: World, event: Event, pid: int, held: set[tuple[UUID, int]]) -> Harm:
+    """Continues a stopped process once one of its shards was taken from it."""
     log = world.log_of(event.target)
     seen = log.stat().st_size
-    world.did.append(f"{event} with {len(held)} shards")
     try:
         while (still := world.claims_of(pid)) is None or held <= still:
             yield BEGUN
-        taken = held - still
     finally:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
+    taken = {str(shard_id) for shard_id, _ in held - still}
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if world.alive(event.target) != pid:
             return  # killed by another harm
         with log.open("rb") as written:
             written.seek(seen)
-            said = written.read().decode(errors="replace")
-        refused = [line for line in said.splitlines() if "lease lost" in line or "could not be given back" in line]
-        if any(str(shard_id) in line for line in refused for shard_id, _ in taken):
+            said = written.read().decode(errors="replace").splitlines()
+        refused = [line for line in said if '"lease lost"' in line or '"shard could not be given back"' in line]
+        if any(shard_id in line for line in refused for shard_id in taken):
             return
         yield BEGUN
     world.wrong.append(f"{event}: its late write was not refused")
@@ -197,8 +243,11 @@ def _take_llm_away(world: World, event: Event) -> Harm:
         world.stub.come_back()
 
 
-def _lose_index(world: World, event: Event) -> Harm:
+def _lose_index(world: World, run: Run, event: Event) -> Harm:
     """Qdrant runs in the retriever's process, so it goes with it; here its folder does too."""
+    retrieved = "SELECT FROM shards WHERE run_id = :id AND stage = 'retrieve' AND state = 'done' LIMIT 1"
+    while event.target and not world.rows(retrieved, id=run.run_id):
+        yield WAITING
     pid = world.alive("retriever")
     while not world.kill("retriever"):
         pid = world.alive("retriever")

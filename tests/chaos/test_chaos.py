@@ -16,6 +16,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -25,8 +27,8 @@ from cli.corpus.store import import_corpus
 from cli.stack import postgres
 from shared.runs import Run, find_run
 from tests.chaos.drill import carry_out
-from tests.chaos.driver import Event, lease_s, plan
-from tests.chaos.harm import World
+from tests.chaos.driver import EXTRA, Event, lease_s, plan
+from tests.chaos.harm import GRACE_S, World
 from tests.e2e.stack import Stack, digest, real_stack
 from tests.llm_stub import StubLLM
 from tests.passages import write_corpus
@@ -35,8 +37,15 @@ from tests.servers import until
 PASSAGES = 72
 RECOVERY_S = 75.0
 LATENCY_S, IN_FLIGHT = 0.2, 6  # so slow that the run lasts a dozen seconds, and there is something to be harmed
-# in `make test` three harms are enough: a kill, a worker frozen past its lease, Redis without its memory
-SHORT = {1: (Event(1.5, "kill", "generator"), Event(2.5, "restart redis", ""), Event(5.0, "freeze", "relabeler"))}
+# in `make test` one seed of this: a kill, Redis without its memory, a worker frozen past its lease, a lost index
+SHORT = {
+    1: (
+        Event(0.5, "kill", "generator"),
+        Event(2.0, "restart redis", ""),
+        Event(4.0, "freeze in its transaction", "relabeler"),
+        Event(4.0, "lose the index", "with queries in it"),
+    )
+}
 
 
 def seeds() -> list[int]:
@@ -50,13 +59,37 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus") / "topics.jsonl", PASSAGES)
 
 
+@dataclass
+class Worlds:
+    """One world at a time, kept for as long as seeds with its lease come."""
+
+    folder: pytest.TempPathFactory
+    corpus: Path
+    lease_s: float | None = 0.0
+    world: World | None = None
+    records: str = ""
+    stack: ExitStack = field(default_factory=ExitStack)
+
+    def with_lease(self, lease_s: float | None) -> tuple[World, str]:
+        """The world whose stack has this lease, and the digest of its undisturbed run."""
+        if self.world is None or self.lease_s != lease_s:
+            self.stack.close()
+            self.lease_s, self.world = lease_s, self.stack.enter_context(_world(self.folder, self.corpus, lease_s))
+            self.records = digest(self.world.stack.engine, self.world.exported, cosines=False)
+        return self.world, self.records
+
+
 @pytest.fixture(scope="module")
-def world(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, corpus: Path
-) -> Iterator[tuple[World, str]]:
-    """A stack with the lease that is asked for, and what the undisturbed run came to."""
-    home = tmp_path_factory.mktemp("chaos")
-    lease = {} if request.param is None else {"FRETWORK_LEASE_S": str(request.param)}
+def worlds(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Iterator[Worlds]:
+    kept = Worlds(tmp_path_factory, corpus)
+    with kept.stack:
+        yield kept
+
+
+@contextmanager
+def _world(folder: pytest.TempPathFactory, corpus: Path, lease_s: float | None) -> Iterator[World]:
+    home = folder.mktemp("chaos")
+    lease = {} if lease_s is None else {"FRETWORK_LEASE_S": str(lease_s)}
     try:
         with (
             StubLLM(in_flight=IN_FLIGHT, remember=False) as stub,
@@ -69,7 +102,7 @@ def world(
             try:
                 stack.finish(run)
                 stub.latency_s = LATENCY_S
-                yield world, digest(stack.engine, run, cosines=False)
+                yield world
             finally:
                 world.stop_extras()
     finally:
@@ -91,23 +124,17 @@ def _start_by_hand(stack: Stack) -> Run:
         return find_run(connection, started.stdout.strip())
 
 
-def parametrised(chosen: dict[int, tuple[Event, ...]]) -> pytest.MarkDecorator:
+def planned() -> list[tuple[int, tuple[Event, ...]]]:
     """Seeds with the same lease stand together, for one stack."""
-    in_order = sorted(chosen, key=lambda seed: (lease_s(seed) is None, seed))
-    return pytest.mark.parametrize(
-        ("world", "seed", "events"), [(lease_s(seed), seed, chosen[seed]) for seed in in_order], indirect=["world"]
-    )
+    chosen = {seed: plan(seed) for seed in seeds()} or SHORT
+    return sorted(chosen.items(), key=lambda item: (lease_s(item[0]) is None, item[0]))
 
 
-@parametrised({seed: plan(seed) for seed in seeds()} or SHORT)
+@pytest.mark.parametrize(("seed", "events"), planned())
 def test_seed(
-    world: tuple[World, str],
-    seed: int,
-    events: tuple[Event, ...],
-    corpus: Path,
-    capsys: pytest.CaptureFixture[str],
+    worlds: Worlds, seed: int, events: tuple[Event, ...], corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here, expected = world
+    here, expected = worlds.with_lease(lease_s(seed))
     started = time.monotonic()
     engine = here.stack.engine
     until(lambda: here.rows("SELECT 1") is not None, RECOVERY_S)  # the last seed may have restarted it at its end
@@ -150,3 +177,23 @@ def _lost_and_doubled(engine: Engine, undisturbed: Run, run: Run) -> tuple[int, 
             found.append(Counter(tuple(row) for row in rows))
     expected, got = found
     return (expected - got).total(), (got - expected).total()
+
+
+def test_workers_that_are_asked_to_end_finish_what_they_hold(worlds: Worlds, corpus: Path) -> None:
+    here, expected = worlds.with_lease(lease_s(1))
+    import_corpus(here.stack.engine, "terminated", corpus)
+    run = here.stack.start("terminated", here.exported.config)
+    for name in EXTRA:
+        until(lambda name=name: bool((pid := here.alive(name)) and here.claims_of(pid)), 60)  # type: ignore[misc]
+        child = here.extra[name]
+        child.process.terminate()
+        assert child.process.wait(GRACE_S) == 0, child.last_words()
+        assert here.claims_of(child.process.pid) == set()
+        here.keep_extras()
+    here.stack.finish(run)
+    with here.stack.engine.connect() as connection:
+        lost = connection.execute(
+            text("SELECT count(*) FROM shards WHERE run_id = :id AND losses > 0"), {"id": run.run_id}
+        ).scalar_one()
+    assert lost == 0
+    assert digest(here.stack.engine, run, cosines=False) == expected
