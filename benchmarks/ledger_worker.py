@@ -145,5 +145,15 @@ WORK: dict[Stage, Callable[[Claim], Output]] = {
     Stage.DEDUP: lambda claim: Output(survivors=claim.item_ids),
     Stage.RELABEL: _relabel,
 }
+
+
+def _answer(stage: Stage) -> None:
+    """Takes a stage's doorbells."""
+
+    @app.task(name=task_name(stage))  # type: ignore[untyped-decorator]
+    def do(shard_id: str) -> None:
+        _do(stage, shard_id)
+
+
 for _stage in RUN_STAGES:
-    app.task(name=task_name(_stage))(partial(_do, _stage))
+    _answer(_stage)
