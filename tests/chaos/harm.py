@@ -24,7 +24,7 @@ from uuid import UUID
 
 import psutil
 from celery import Celery
-from sqlalchemy import Row, text
+from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import OperationalError
 
 from cli.stack import children, running_stack
@@ -170,21 +170,13 @@ def _freeze_in_transaction(world: World, event: Event) -> Harm:
     table = "queries" if event.target.startswith("generator") else "fret_records"
     with world.stack.engine.connect() as connection:
         try:
-            while True:
-                connection.execute(text(f"LOCK TABLE {table} IN EXCLUSIVE MODE"))
-                deadline = time.monotonic() + 1
-                while not (pid := world.alive(event.target)) or not _is_writing(world, pid, table):
-                    yield WAITING
-                    if time.monotonic() > deadline:  # others write there too, in shards that go on to this one
-                        connection.rollback()
-                        yield WAITING
-                        break
-                else:
-                    break
+            while (pid := (yield from _until_it_writes(world, event, connection, table))) is None:
+                connection.rollback()
+                yield WAITING
             os.kill(pid, signal.SIGSTOP)
             connection.rollback()
-        except OperationalError:
-            return  # PostgreSQL was restarted meanwhile
+        except (OperationalError, ProcessLookupError):
+            return  # PostgreSQL was restarted meanwhile, or the process killed
     while (held := world.claims_of(pid)) is None:
         yield BEGUN
     if held:
@@ -192,6 +184,21 @@ def _freeze_in_transaction(world: World, event: Event) -> Harm:
         yield from _thaw(world, event, pid, held)
     else:
         os.kill(pid, signal.SIGCONT)  # its shard was taken before
+
+
+def _until_it_writes(
+    world: World, event: Event, connection: Connection, table: str
+) -> Generator[bool, None, int | None]:
+    """Holds the table until the process waits for it, with a shard in hand; its pid, or None where it did not come."""
+    while (pid := world.alive(event.target)) is None or not world.claims_of(pid):
+        yield WAITING
+    connection.execute(text(f"LOCK TABLE {table} IN EXCLUSIVE MODE"))
+    deadline = time.monotonic() + 1  # its shard may hang on others that write there
+    while time.monotonic() < deadline:
+        if _is_writing(world, pid, table):
+            return pid
+        yield WAITING
+    return None
 
 
 def _is_writing(world: World, pid: int, table: str) -> bool:
