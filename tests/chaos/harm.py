@@ -28,7 +28,7 @@ from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import OperationalError
 
 from cli.stack import children, running_stack
-from cli.stack.processes import Child, ProcessRecord, start, stop
+from cli.stack.processes import Child, ChildSpec, ProcessRecord, start, stop
 from cli.stack.state import Addresses
 from shared.runs import Run
 from shared.stages import ROUTES, Stage, task_name
@@ -70,7 +70,7 @@ class World:
             if child is None or child.process.poll() is not None:
                 self.extra[name] = start(self._spec(name), self.stack.home / "logs")
 
-    def _spec(self, name: str) -> Any:
+    def _spec(self, name: str) -> ChildSpec:
         queue = name.removesuffix("-2")
         spec = children.worker(self.stack.home, self.addresses, queue, children.WORKERS[queue])
         command = tuple(part.replace(f"{queue}@", f"{name}@") for part in spec.command)
