@@ -130,6 +130,26 @@ def planned() -> list[tuple[int, tuple[Event, ...]]]:
     return sorted(chosen.items(), key=lambda item: (lease_s(item[0]) is None, item[0]))
 
 
+def test_workers_that_are_asked_to_end_finish_what_they_hold(worlds: Worlds, corpus: Path) -> None:
+    here, expected = worlds.with_lease(lease_s(1))
+    import_corpus(here.stack.engine, "terminated", corpus)
+    run = here.stack.start("terminated", here.exported.config)
+    for name in EXTRA:
+        until(lambda name=name: bool((pid := here.alive(name)) and here.claims_of(pid)), 60)  # type: ignore[misc]
+        child = here.extra[name]
+        child.process.terminate()
+        assert child.process.wait(GRACE_S) == 0, child.last_words()
+        assert here.claims_of(child.process.pid) == set()
+        here.keep_extras()
+    here.stack.finish(run)
+    with here.stack.engine.connect() as connection:
+        lost = connection.execute(
+            text("SELECT count(*) FROM shards WHERE run_id = :id AND losses > 0"), {"id": run.run_id}
+        ).scalar_one()
+    assert lost == 0
+    assert digest(here.stack.engine, run, cosines=False) == expected
+
+
 @pytest.mark.parametrize(("seed", "events"), planned())
 def test_seed(
     worlds: Worlds, seed: int, events: tuple[Event, ...], corpus: Path, capsys: pytest.CaptureFixture[str]
@@ -177,23 +197,3 @@ def _lost_and_doubled(engine: Engine, undisturbed: Run, run: Run) -> tuple[int, 
             found.append(Counter(tuple(row) for row in rows))
     expected, got = found
     return (expected - got).total(), (got - expected).total()
-
-
-def test_workers_that_are_asked_to_end_finish_what_they_hold(worlds: Worlds, corpus: Path) -> None:
-    here, expected = worlds.with_lease(lease_s(1))
-    import_corpus(here.stack.engine, "terminated", corpus)
-    run = here.stack.start("terminated", here.exported.config)
-    for name in EXTRA:
-        until(lambda name=name: bool((pid := here.alive(name)) and here.claims_of(pid)), 60)  # type: ignore[misc]
-        child = here.extra[name]
-        child.process.terminate()
-        assert child.process.wait(GRACE_S) == 0, child.last_words()
-        assert here.claims_of(child.process.pid) == set()
-        here.keep_extras()
-    here.stack.finish(run)
-    with here.stack.engine.connect() as connection:
-        lost = connection.execute(
-            text("SELECT count(*) FROM shards WHERE run_id = :id AND losses > 0"), {"id": run.run_id}
-        ).scalar_one()
-    assert lost == 0
-    assert digest(here.stack.engine, run, cosines=False) == expected
