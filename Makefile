@@ -4,12 +4,14 @@ PYTHON ?= python3
 MODEL ?= Qwen/Qwen3-4B-Instruct-2507
 VLLM_PORT ?= 8000
 VLLM_OPTIONS ?=
+SEEDS ?= 5
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 UV := uv==0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-vllm test-compose bench-llm bench-watch bench-train vllm lint format lock clean
+.PHONY: help setup demo test test-unit test-vllm test-chaos test-compose bench-ledger bench-llm bench-train bench-watch \
+	vllm lint format lock clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -32,11 +34,17 @@ test-vllm: setup ## the tests against the vLLM server at FRETWORK_TEST_VLLM_URL
 		"http://127.0.0.1:8000/v1 for the one that \`make vllm\` starts" >&2; exit 1; }
 	$(BIN)/python -m pytest -m vllm
 
+test-chaos: setup ## runs that are harmed in every way, a line a seed: make test-chaos SEEDS=50, or CHAOS_SEED=17 for one
+	CHAOS_SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/chaos
+
 test-compose: setup ## build the images, run the stack in containers, harm it, take it down (needs Docker; ten minutes)
 	$(BIN)/python -m pytest -m compose
 
 bench-llm: setup ## measure the LLM teacher: figures to benchmarks/results/llm.json (about half an hour, on a quiet machine)
 	$(BIN)/python -m benchmarks.llm
+
+bench-ledger: setup ## measure the ledger at a million records against ten thousand: benchmarks/results/ledger.json
+	$(BIN)/python -m benchmarks.ledger
 
 bench-watch: setup ## measure what watching costs at a million items: figures to benchmarks/results/watch.json
 	$(BIN)/python -m benchmarks.watch

@@ -7,10 +7,12 @@ from functools import cache
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Engine, Table, create_engine, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, text
 
 from shared.migrate import check_version
 from shared.settings import settings
+
+TCP_IDLE_S = 30  # and 15 more until a connection that nobody answers counts as gone
 
 
 def make_engine(database_url: str) -> Engine:
@@ -24,11 +26,23 @@ def make_engine(database_url: str) -> Engine:
 def engine() -> Engine:
     """The process's engine.
 
+    What a frozen process, or a machine that is gone, holds locked in a transaction is let go by the server: at the end
+    of a lease, or the shard could be given to nobody.
+
     Raises SettingError without FRETWORK_DATABASE_URL, SchemaVersionError where the schema is not this version's.
     """
     made = make_engine(settings().require_database_url())
+    event.listen(made, "connect", _let_go_of_the_frozen)
     check_version(made)
     return made
+
+
+def _let_go_of_the_frozen(connection: Any, _: Any) -> None:
+    connection.execute(
+        f"SET idle_in_transaction_session_timeout = {round(1000 * settings().lease_s)}; "
+        f"SET tcp_keepalives_idle = {TCP_IDLE_S}; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
+    )
+    connection.commit()
 
 
 def insert_rows(

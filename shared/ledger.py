@@ -17,6 +17,7 @@ from uuid import UUID, uuid5
 
 from sqlalchemy import Connection, RowMapping, text
 
+from shared.counts import read_counts
 from shared.database import insert_rows
 from shared.errors import (
     BarrierClosedError,
@@ -33,6 +34,7 @@ from shared.stages import ROUTES, RUN_STAGES, Stage
 
 MAX_FAILURES = 3
 MAX_LOSSES = 3
+MAX_LOSSES_ALONE = 3  # of a lone item after these, with its process to itself
 MAX_SETBACKS = 3
 RETRY_AFTER_FAILURE_S = 5.0
 # a training on a run's records is no part of what a pause holds back
@@ -104,7 +106,12 @@ def add_shards(
 
 
 def claim(connection: Connection, shard_id: UUID, worker: str, lease_s: float) -> Claim | None:
-    """ready -> claimed. None where the shard is not to be had, as after a doorbell that rang twice."""
+    """ready -> claimed. None where the shard is not to be had, as after a doorbell that rang twice.
+
+    A lone item that was lost three times is claimed by a worker that holds nothing else, and which then claims nothing
+    else: whatever shared a process with an item that kills was lost with it each time, and only this tells them apart.
+    A worker makes one claim at a time, or two of its threads could both hold nothing else.
+    """
     row = (
         connection.execute(
             text(
@@ -113,10 +120,21 @@ def claim(connection: Connection, shard_id: UUID, worker: str, lease_s: float) -
                 SET state = 'claimed', claim_seq = claim_seq + 1, claimed_by = :worker, claimed_at = now(),
                     lease_expires_at = now() + make_interval(secs => :lease_s)
                 WHERE shard_id = :shard_id AND state = 'ready' AND not_before <= now() AND {_NOT_PAUSED}
+                  AND NOT EXISTS (
+                      SELECT FROM shards AS other WHERE other.state = 'claimed' AND other.claimed_by = :worker
+                        AND greatest(CASE WHEN other.item_count = 1 THEN other.losses END,
+                                     CASE WHEN shards.item_count = 1 THEN shards.losses END) >= :max_losses
+                  )
                 RETURNING shard_id, run_id, stage, label_version, item_ids, claim_seq
                 """  # noqa: S608 - our own constant
             ),
-            {"shard_id": shard_id, "worker": worker, "lease_s": lease_s, "run_stages": list(RUN_STAGES)},
+            {
+                "shard_id": shard_id,
+                "worker": worker,
+                "lease_s": lease_s,
+                "run_stages": list(RUN_STAGES),
+                "max_losses": MAX_LOSSES,
+            },
         )
         .mappings()
         .one_or_none()
@@ -235,7 +253,11 @@ def _storable(message: str) -> str:
 
 
 def reap(connection: Connection) -> list[UUID]:
-    """claimed -> ready where a lease ran out. A shard lost three times splits; a lone item lost thrice ends."""
+    """claimed -> ready where a lease ran out.
+
+    A shard lost three times is halved. A lone item is tried alone then (see `claim`), and ends when that is lost three
+    times too.
+    """
     lost = connection.execute(
         text(
             """
@@ -251,8 +273,10 @@ def reap(connection: Connection) -> list[UUID]:
     reaped = []
     for row in lost.all():
         reaped.append(row["shard_id"])
-        if row["losses"] >= MAX_LOSSES:
-            _divide(connection, _claim_of(row), "killed_worker", "its worker was lost three times")
+        held = _claim_of(row)
+        is_lone_item = len(held.item_ids) == 1 and held.stage in RUN_STAGES
+        if row["losses"] >= MAX_LOSSES + is_lone_item * MAX_LOSSES_ALONE:
+            _divide(connection, held, "killed_worker", f"its worker was lost {row['losses']} times")
     return reaped
 
 
@@ -397,6 +421,15 @@ def index_drops(connection: Connection, run_id: UUID) -> int:
         connection.execute(
             text("SELECT count(*) FROM drops WHERE run_id = :run_id AND stage = 'index'"), {"run_id": run_id}
         ).scalar_one()
+    )
+
+
+def retrieved(connection: Connection, run_id: UUID) -> int:
+    """How many of a run's queries have their candidates, and so a vector of their own."""
+    return sum(
+        count.amount if count.what == "done" else -count.amount
+        for count in read_counts(connection, run_id)
+        if count.stage == Stage.RETRIEVE and (count.what == "done" or count.what.startswith("drop:"))
     )
 
 

@@ -74,3 +74,14 @@ def load_queries(connection: Connection, run: Run, query_ids: Sequence[UUID]) ->
         for row in rows
     }
     return [found[query_id] for query_id in query_ids if query_id in found]
+
+
+def retrieved_query_ids(connection: Connection, run: Run, first: UUID, limit: int = 512) -> list[UUID]:
+    """Queries that have candidates, the next ones from the id `first` on."""
+    page = (
+        select(queries.c.query_id)
+        .where(queries.c.run_id == run.run_id, queries.c.query_id >= first, queries.c.candidate_ids.is_not(None))
+        .order_by(queries.c.query_id)
+        .limit(limit)
+    )
+    return list(connection.execute(page).scalars())

@@ -6,6 +6,7 @@ A service gives `perform` a function from a claim to an `Output`; that function 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,6 +31,7 @@ from shared.settings import settings
 from shared.stages import ROUTES, Stage
 
 log = structlog.get_logger()
+_claiming = threading.Lock()
 
 RETRY_AFTER_TRANSIENT_S = 5.0
 NICENESS = 10  # on a machine that is full, who keeps the leases and who watches come first
@@ -90,7 +92,7 @@ def perform(stage: Stage, shard_id: str, work: Callable[[Claim], Output]) -> Non
     """
     queue = ROUTES[stage].queue
     lease.consumed(queue)
-    with engine().begin() as connection:
+    with _claiming, engine().begin() as connection:
         held = ledger.claim(connection, UUID(shard_id), heartbeat.worker_name(queue), settings().lease_s)
     if held is None:
         return

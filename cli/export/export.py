@@ -69,6 +69,9 @@ def export_run(
             card = render_card(manifest, _task_descriptions(connection, run_id, label_version))
             (partial / "README.md").write_text(card, encoding="utf-8")
             partial.rename(output_dir)
+        except OSError as error:  # as with a full disk
+            shutil.rmtree(partial)
+            raise InvalidInputError(output_dir, None, f"cannot be written: {error.strerror or error}") from error
         except BaseException:
             shutil.rmtree(partial)
             raise

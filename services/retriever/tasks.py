@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 from uuid import UUID
 
 from celery.signals import worker_init
-from sqlalchemy import Connection, bindparam, update
 
 from services.retriever import duplicates, embed, neighbours, vector_index
+from services.retriever.save import save_candidates
 from shared import ledger, store
 from shared.celery_app import app
 from shared.database import engine
 from shared.errors import BarrierClosedError, TransientError
 from shared.ledger import Claim
-from shared.records import Candidate
+from shared.records import TaskQuery
 from shared.runs import Run, find_run
-from shared.schema import queries
-from shared.stages import Stage, task_name
+from shared.stages import ROUTES, Stage, task_name
 from shared.worker import Output, perform
 
 
@@ -81,7 +81,7 @@ def _retrieve(claim: Claim) -> Output:
         query.query_id: neighbours.with_seed(nearest, query.seed_passage_id, vector, seeds.get(query.seed_passage_id))
         for query, nearest, vector in zip(asked, found, vectors.tolist(), strict=True)
     }
-    return Output(lambda connection: _save(connection, run, candidates), survivors=claim.item_ids)
+    return Output(lambda connection: save_candidates(connection, run, candidates), survivors=claim.item_ids)
 
 
 def _reopen_if_short(run: Run, collection: str) -> None:
@@ -97,29 +97,10 @@ def _reopen_if_short(run: Run, collection: str) -> None:
     raise BarrierClosedError(f"the index holds {count} of {expected} passages; {reopened} of its shards are done again")
 
 
-def _save(connection: Connection, run: Run, candidates: dict[UUID, list[Candidate]]) -> None:
-    statement = (
-        update(queries)
-        .where(queries.c.run_id == bindparam("of_run"), queries.c.query_id == bindparam("of_query"))
-        .values(candidate_ids=bindparam("ids"), candidate_scores=bindparam("scores"))
-    )
-    connection.execute(
-        statement,
-        [
-            {
-                "of_run": run.run_id,
-                "of_query": query_id,
-                "ids": [c.passage_id for c in found],
-                "scores": [c.score for c in found],
-            }
-            for query_id, found in candidates.items()
-        ],
-    )
-
-
 def _dedup(claim: Claim) -> Output:
     run = _run(claim)
     own = vector_index.queries_collection(run)
+    _restore_if_short(run, own, claim)
     vectors = vector_index.vectors_of(own, claim.item_ids)
     dropped = duplicates.near_duplicates(
         claim.item_ids,
@@ -130,3 +111,34 @@ def _dedup(claim: Claim) -> Output:
     )
     gone = {item.item_id for item in dropped}
     return Output(dropped=tuple(dropped), survivors=tuple(q for q in claim.item_ids if q not in gone))
+
+
+def _restore_if_short(run: Run, own: str, claim: Claim) -> None:
+    """Makes the vectors of queries again that were lost with the index: each is a neighbour that some query may repeat.
+
+    No shard is opened again for them: their queries may be anywhere in the stages that follow. Several retrievers share
+    the work, because each begins at its own shard. Raises TransientError where it takes longer than half a shard may.
+    """
+    with engine().connect() as connection:
+        expected = ledger.retrieved(connection, run.run_id)
+    vector_index.ensure(own, embed.dimension(run.config.embedder))
+    if vector_index.count(own) >= expected:
+        return
+    deadline = time.monotonic() + ROUTES[Stage.DEDUP].max_shard_s / 2
+    for first in (claim.item_ids[0], UUID(int=0)):
+        while page := _lost_queries(run, own, first):
+            first, lost = page
+            if lost:
+                vector_index.upsert(own, [q.query_id for q in lost], embed.embed_queries(run.config.embedder, lost))
+            if time.monotonic() > deadline:
+                raise TransientError(f"{vector_index.count(own)} of {expected} lost vectors are there again")
+
+
+def _lost_queries(run: Run, own: str, first: UUID) -> tuple[UUID, list[TaskQuery]] | None:
+    """Of a page of queries from the id `first` on those that have no vector, and where the next page begins."""
+    with engine().connect() as connection:
+        ids = store.retrieved_query_ids(connection, run, first)
+        if not ids:
+            return None
+        lost = store.load_queries(connection, run, vector_index.missing(own, ids))
+    return UUID(int=ids[-1].int + 1), [item.query for item in lost]

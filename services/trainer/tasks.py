@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Table, exists, select, update
+from sqlalchemy import Connection, Table, exists, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import InterfaceError, OperationalError
 
@@ -69,6 +69,7 @@ def _train(claim: Claim) -> Output:
     result = run_child("train", specification, _progress_into(training_runs, claim))
 
     def save(connection: Connection) -> None:
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))  # copying may take its time
         _move_into_place(Path(result["model_dir"]), Path(row["output_dir"]), str(training_run_id))
         _save_result(connection, training_runs, claim, result)
 

@@ -105,14 +105,18 @@ def real_stack(home: Path, **environment: str) -> Iterator[Stack]:
 def digest(engine: Engine, run: Run, *, cosines: bool = True) -> str:
     """A hash over the full content of a run's queries, scores, records and reasons, whatever the order they came in.
 
-    The cosine of a candidate depends in its last digits on which texts shared a batch, so a comparison between
-    different shard sizes leaves it out; nothing in a record is made of it.
+    The cosine of a candidate depends in its last digits on which texts shared a batch, so a comparison between runs
+    whose shards may have been others leaves it out, and the order that follows from it; nothing in a record is made of
+    either.
     """
     columns = "query_id, seed_passage_id, ordinal, task_description, query_text, provenance, judge, "
     if cosines:
         columns += "candidate_ids, candidate_scores, ql_scores, rc_scores"
     else:
-        columns += "(SELECT array_agg(id ORDER BY id) FROM unnest(candidate_ids) AS id)"
+        columns += (
+            "(SELECT array_agg(concat_ws(' ', id, ql, rc) ORDER BY id) "
+            "FROM unnest(candidate_ids, ql_scores, rc_scores) AS candidates (id, ql, rc))"
+        )
     statements = (
         f"SELECT {columns} FROM queries WHERE run_id = :id ORDER BY query_id",  # noqa: S608 - our own constants
         "SELECT query_id, label_version, positive_id, negative_ids, positive_ql_rank, positive_rc_rank, "

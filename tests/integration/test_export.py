@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import re
+import resource
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -318,6 +319,20 @@ def test_an_export_that_fails_leaves_nothing_behind(ledger: Ledger, tmp_path: Pa
         with pytest.raises(KeyError):
             export_run(ledger.engine, ledger.run.run_id, 1, export_format, tmp_path / "export")
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("export_format", ExportFormat)
+def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_behind(
+    ledger: Ledger, tmp_path: Path, export_format: ExportFormat
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))  # no file of this process grows beyond it
+    try:
+        with pytest.raises(InvalidInputError, match=r"out: cannot be written: .*File too large"):
+            export_run(ledger.engine, ledger.run.run_id, 1, export_format, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_without_records_is_no_export(ledger: Ledger, tmp_path: Path) -> None:

@@ -234,6 +234,40 @@ def test_three_losses_split_a_shard_down_to_the_item_that_kills(engine: Engine, 
         assert items - {poison} <= set(still_open), "the innocent items are still to be done, each once"
 
 
+def test_what_shares_a_process_with_an_item_that_kills_is_not_lost_with_it(engine: Engine, run: Run) -> None:
+    """A process of four slots dies whenever the poison is in one of them, and all that it held is lost each time."""
+    with engine.connect() as connection:
+        poison = max(state_of(engine, shard_of(connection, run, Stage.GENERATE))["item_ids"])  # type: ignore[call-overload]
+    for life in range(200):
+        with engine.connect() as connection:
+            ready = connection.execute(
+                text(
+                    "SELECT shard_id FROM shards WHERE stage = 'generate' AND state = 'ready' ORDER BY losses, shard_id"
+                )
+            ).scalars()
+        held: list[Claim] = []
+        for shard_id in ready:
+            with engine.begin() as connection:
+                found = ledger.claim(connection, shard_id, f"life {life}", LEASE_S) if len(held) < 4 else None
+            held += [found] if found else []
+        if not held:
+            break
+        if any(poison in claim.item_ids for claim in held):
+            with engine.begin() as connection:
+                connection.execute(text("UPDATE shards SET lease_expires_at = now() - interval '1 s'"))
+                ledger.reap(connection)
+        else:
+            generate_queries(engine, run, held[0])
+            with engine.begin() as connection:
+                for claim in held[1:]:
+                    ledger.release(connection, claim, TransientError("done next time"), delay_s=0)
+    with engine.connect() as connection:
+        dropped = connection.execute(text("SELECT item_id, reason FROM drops")).all()
+        assert [tuple(row) for row in dropped] == [(poison, "killed_worker")]
+        sums = conservation(connection, run.run_id)
+    assert (sums.passages_open, sums.seeds_with_queries) == (0, 9), sums
+
+
 def test_setbacks_split_a_shard_down_to_the_item_that_they_are_about(engine: Engine, run: Run) -> None:
     with engine.connect() as connection:
         items = set(state_of(engine, shard_of(connection, run, Stage.GENERATE))["item_ids"])  # type: ignore[call-overload]
