@@ -37,8 +37,8 @@ def lines_to_copy(folder: Path, loader: str, *, dim: int | None = None) -> str:
     Raises ValueError where there is not one block alone.
     """
     card = (folder / "README.md").read_text()
-    (block,) = (found for found in re.findall(r"```\w+\n(.*?)```", card, re.DOTALL) if loader in found)
-    block = block.replace(FOLDER, str(folder))
+    blocks: list[str] = re.findall(r"```\w+\n(.*?)```", card, re.DOTALL)
+    (block,) = (block.replace(FOLDER, str(folder)) for block in blocks if loader in block)
     if dim is not None:
         full = max(json.loads((folder / "config.json").read_text())["matryoshka_dimensions"])
         block, cuts = re.subn(rf'(truncate_dim=|\[:, :|"dimensions": ){full}\b', rf"\g<1>{dim}", block)

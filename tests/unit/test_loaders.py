@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
@@ -36,10 +37,11 @@ def folder(request: pytest.FixtureRequest, base: str, tmp_path_factory: pytest.T
     return export(base, tmp_path_factory.mktemp(request.param) / "model", request.param)
 
 
-def cosines(left: object, right: object) -> np.ndarray:
-    pair = [np.asarray(each, dtype=np.float64) for each in (left, right)]
-    left, right = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in pair)
-    return (left * right).sum(1)
+def cosines(left: object, right: object) -> NDArray[np.float64]:
+    """Row by row."""
+    a, b = (np.asarray(each, dtype=np.float64) for each in (left, right))
+    found: NDArray[np.float64] = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    return found
 
 
 @pytest.mark.parametrize("dim", DIMS)
