@@ -29,9 +29,10 @@ test: setup ## all tests that need no GPU, no vLLM, no Qdrant server and no Dock
 test-unit: setup ## the fast tests, without servers
 	$(BIN)/python -m pytest tests/unit
 
-test-vllm: setup ## the tests against the vLLM server at FRETWORK_TEST_VLLM_URL
-	@test -n "$$FRETWORK_TEST_VLLM_URL" || { echo "error: set FRETWORK_TEST_VLLM_URL to a vLLM server's address," \
-		"http://127.0.0.1:8000/v1 for the one that \`make vllm\` starts" >&2; exit 1; }
+test-vllm: setup ## the tests against the vLLM servers at FRETWORK_TEST_VLLM_URL and FRETWORK_TEST_VLLM_EMBED_URL
+	@test -n "$$FRETWORK_TEST_VLLM_URL$$FRETWORK_TEST_VLLM_EMBED_URL" || { echo "error: set FRETWORK_TEST_VLLM_URL to a vLLM" \
+		"server's address, http://127.0.0.1:8000/v1 for the one that \`make vllm\` starts, or FRETWORK_TEST_VLLM_EMBED_URL" \
+		"to that of one with an exported model (tests/vllm)" >&2; exit 1; }
 	$(BIN)/python -m pytest -m vllm
 
 test-chaos: setup ## runs that are harmed in every way, a line a seed: make test-chaos SEEDS=50, or CHAOS_SEED=17 for one

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from sqlalchemy.exc import OperationalError
 
+from cli.ablate import command as ablate
 from cli.context import Context
 from cli.corpus import command as corpus
 from cli.demo import command as demo
@@ -68,6 +69,7 @@ app.add_typer(runs.app, name="run")
 app.command("export")(export.export)
 app.command("train")(models.train)
 app.command("evaluate")(models.evaluate)
+app.command("ablate")(ablate.ablate)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from sqlalchemy import Engine, text
 from cli.context import Context, say
 from cli.corpus.store import import_corpus
 from cli.demo.corpus import DemoCorpus, build
+from cli.demo.figures import Figures, read_figures
 from cli.demo.settings import DIMS, run_config, training_config
 from cli.watch import watch_run, watch_shard
 from services.trainer.config import BeirFolder, EvaluationConfig
@@ -47,6 +48,7 @@ class Outcome:
     model_dir: Path = Path()
     evaluation: dict[str, Any] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    figures: Figures = field(default_factory=Figures)
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -83,9 +85,10 @@ def run_demo(settings: Context, folder: Path, passages: int, seed: int, base: st
                 versions["seed"] = add_label_version(connection, run, LabelPolicy(positive="seed"))
             _watch(engine, run)
         models = {policy: folder / run.name / policy for policy in POLICIES}
+        trainings: dict[Policy, UUID] = {}
         for policy in POLICIES:
             with outcome.timed(f"train_{policy}"):
-                _train(engine, run, versions[policy], models[policy], seed, base)
+                trainings[policy] = _train(engine, run, versions[policy], models[policy], seed, base)
         with outcome.timed("evaluate_dev"):
             for policy in POLICIES:
                 found = _evaluate(engine, heldout, "dev", models[policy], f"development queries, {policy}")
@@ -97,6 +100,8 @@ def run_demo(settings: Context, folder: Path, passages: int, seed: int, base: st
             outcome.evaluation = _evaluate(engine, heldout, "test", outcome.model_dir, "test queries", base)
         write_model_card(outcome.model_dir, outcome.evaluation)
         outcome.samples = _samples(engine, run.run_id)
+        with engine.connect() as connection:
+            outcome.figures = read_figures(connection, run, versions[outcome.policy], trainings[outcome.policy])
     return outcome
 
 
@@ -108,11 +113,12 @@ def _watch(engine: Engine, run: Run) -> None:
         )
 
 
-def _train(engine: Engine, run: Run, label_version: int, output_dir: Path, seed: int, base: str) -> None:
+def _train(engine: Engine, run: Run, label_version: int, output_dir: Path, seed: int, base: str) -> UUID:
     config = training_config(seed, base).model_dump(mode="json")
     with engine.begin() as connection:
         training_run_id = start_training(connection, run, label_version, config, str(output_dir))
     watch_shard(engine, "training_runs", training_run_id, f"training with positives `{output_dir.name}`")
+    return training_run_id
 
 
 def _evaluate(

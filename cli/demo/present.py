@@ -12,11 +12,14 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from cli.demo.figures import Figures
 from cli.demo.job import Outcome
 from cli.demo.plot import before_after_svg
+from cli.demo.small_plots import loss_svg, scores_svg, seed_rank_svg
 from shared.masking import mask
 
 METRICS = ("ndcg@10", "recall@10", "mrr@10")
+PERCENTILES = (5, 25, 50, 75, 95)
 
 
 def write_reports(folder: Path, outcome: Outcome) -> dict[str, Any]:
@@ -33,6 +36,7 @@ def write_reports(folder: Path, outcome: Outcome) -> dict[str, Any]:
             {int(dim): figures["ndcg@10"] for dim, figures in report["after"].items()},
             {int(dim): (low, high) for dim, (low, high) in report["delta_ci95"].items()},
         ),
+        small_plots=_small_plots(outcome.figures),
     )
     _replace(folder / "report.html", page)
     return report
@@ -40,7 +44,7 @@ def write_reports(folder: Path, outcome: Outcome) -> dict[str, Any]:
 
 def make_report(outcome: Outcome) -> dict[str, Any]:
     """Everything that the demo found, as plain values."""
-    found, sums = outcome.evaluation, outcome.sums
+    found, sums, figures = outcome.evaluation, outcome.sums, outcome.figures
     assert sums is not None  # noqa: S101 - counted before anything is trained
     dims = sorted(found["dims"], key=int, reverse=True)
     return {
@@ -59,6 +63,12 @@ def make_report(outcome: Outcome) -> dict[str, Any]:
         "conservation_holds": sums.holds,
         "positive_changed": outcome.positive_changed,
         "policy": {"chosen": outcome.policy, "dev_ndcg@10": outcome.dev},
+        "seed_ranks": figures.seed_ranks,
+        "scores": {
+            name: {"positive": _percentiles(of.positives), "negative": _percentiles(of.negatives)}
+            for name, of in (("ql", figures.ql), ("rc", figures.rc))
+        },
+        "loss": figures.loss,
         "seconds": outcome.seconds,
         "teacher": "offline (statistical methods, no LLM)",
         "base_model": outcome.base,
@@ -76,6 +86,22 @@ def make_report(outcome: Outcome) -> dict[str, Any]:
         "machine": {"cores": os.cpu_count(), "architecture": platform.machine(), "python": platform.python_version()},
         "versions": {name: version(name) for name in ("fretwork", "torch", "sentence-transformers", "transformers")},
     }
+
+
+def _small_plots(figures: Figures) -> list[str]:
+    plots = [
+        seed_rank_svg(figures.seed_ranks),
+        loss_svg(figures.loss),
+        scores_svg("QL", "log-likelihood of the query, in nats", *figures.ql),
+        scores_svg("RC", "BM25", *figures.rc),
+    ]
+    return [plot for plot in plots if plot]
+
+
+def _percentiles(values: list[float]) -> dict[str, float]:
+    """The values at PERCENTILES, by the nearest rank; nothing of nothing."""
+    ordered = sorted(values)
+    return {str(p): ordered[round(p / 100 * (len(ordered) - 1))] for p in PERCENTILES if ordered}
 
 
 def _readable(sample: dict[str, Any]) -> dict[str, Any]:

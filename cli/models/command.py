@@ -22,7 +22,7 @@ from shared.runs import find_policy, find_run, start_evaluation, start_training
 _DEFAULTS = TrainingConfig()
 
 
-def _described(name: str) -> str:
+def described(name: str) -> str:
     return TrainingConfig.model_fields[name].description or ""
 
 
@@ -31,33 +31,33 @@ def train(
     run: Annotated[str, typer.Argument(help="the run whose records to train on, or `latest`")],
     output: Annotated[Path, typer.Option("--output", "--output-dir", help="where the model folder goes; a new folder")],
     model_name_or_path: Annotated[
-        str, typer.Option(help=_described("model_name_or_path"))
+        str, typer.Option(help=described("model_name_or_path"))
     ] = _DEFAULTS.model_name_or_path,
-    learning_rate: Annotated[float, typer.Option(help=_described("learning_rate"))] = _DEFAULTS.learning_rate,
-    num_train_epochs: Annotated[int, typer.Option(help=_described("num_train_epochs"))] = _DEFAULTS.num_train_epochs,
+    learning_rate: Annotated[float, typer.Option(help=described("learning_rate"))] = _DEFAULTS.learning_rate,
+    num_train_epochs: Annotated[int, typer.Option(help=described("num_train_epochs"))] = _DEFAULTS.num_train_epochs,
     per_device_train_batch_size: Annotated[
-        int, typer.Option(help=_described("per_device_train_batch_size"))
+        int, typer.Option(help=described("per_device_train_batch_size"))
     ] = _DEFAULTS.per_device_train_batch_size,
-    temperature: Annotated[float, typer.Option(help=_described("temperature"))] = _DEFAULTS.temperature,
-    matryoshka_dims: Annotated[str, typer.Option(help=_described("matryoshka_dims"))] = ",".join(
+    temperature: Annotated[float, typer.Option(help=described("temperature"))] = _DEFAULTS.temperature,
+    matryoshka_dims: Annotated[str, typer.Option(help=described("matryoshka_dims"))] = ",".join(
         map(str, _DEFAULTS.matryoshka_dims)
     ),
-    query_max_len: Annotated[int, typer.Option(help=_described("query_max_len"))] = _DEFAULTS.query_max_len,
-    passage_max_len: Annotated[int, typer.Option(help=_described("passage_max_len"))] = _DEFAULTS.passage_max_len,
-    prompts: Annotated[Prompts, typer.Option(help=_described("prompts"))] = _DEFAULTS.prompts,
-    hard_negatives: Annotated[bool, typer.Option(help=_described("hard_negatives"))] = _DEFAULTS.hard_negatives,
+    query_max_len: Annotated[int, typer.Option(help=described("query_max_len"))] = _DEFAULTS.query_max_len,
+    passage_max_len: Annotated[int, typer.Option(help=described("passage_max_len"))] = _DEFAULTS.passage_max_len,
+    prompts: Annotated[Prompts, typer.Option(help=described("prompts"))] = _DEFAULTS.prompts,
+    hard_negatives: Annotated[bool, typer.Option(help=described("hard_negatives"))] = _DEFAULTS.hard_negatives,
     same_tower_negatives: Annotated[
-        bool, typer.Option(help=_described("same_tower_negatives"))
+        bool, typer.Option(help=described("same_tower_negatives"))
     ] = _DEFAULTS.same_tower_negatives,
     soft_mask_margin: Annotated[
-        float | None, typer.Option(help=_described("soft_mask_margin"))
+        float | None, typer.Option(help=described("soft_mask_margin"))
     ] = _DEFAULTS.soft_mask_margin,
-    hardness: Annotated[float, typer.Option(help=_described("hardness"))] = _DEFAULTS.hardness,
-    spread_out: Annotated[float, typer.Option(help=_described("spread_out"))] = _DEFAULTS.spread_out,
-    averaging: Annotated[float, typer.Option(help=_described("averaging"))] = _DEFAULTS.averaging,
-    interpolation: Annotated[float | None, typer.Option(help=_described("interpolation"))] = _DEFAULTS.interpolation,
-    kept_tokens: Annotated[int | None, typer.Option(help=_described("kept_tokens"))] = _DEFAULTS.kept_tokens,
-    seed: Annotated[int, typer.Option(help=_described("seed"))] = _DEFAULTS.seed,
+    hardness: Annotated[float, typer.Option(help=described("hardness"))] = _DEFAULTS.hardness,
+    spread_out: Annotated[float, typer.Option(help=described("spread_out"))] = _DEFAULTS.spread_out,
+    averaging: Annotated[float, typer.Option(help=described("averaging"))] = _DEFAULTS.averaging,
+    interpolation: Annotated[float | None, typer.Option(help=described("interpolation"))] = _DEFAULTS.interpolation,
+    kept_tokens: Annotated[int | None, typer.Option(help=described("kept_tokens"))] = _DEFAULTS.kept_tokens,
+    seed: Annotated[int, typer.Option(help=described("seed"))] = _DEFAULTS.seed,
     label_version: Annotated[int, typer.Option(help="which labelling of the run's queries")] = 1,
     mixture: Annotated[
         Path | None, typer.Option(help="a YAML file of what to train on; the run's records are its source of kind fret")

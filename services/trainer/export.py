@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from services.trainer.checkpoint import rename_durably
 from services.trainer.config import TrainingConfig
@@ -47,7 +48,18 @@ def export_model(
     unfinished = target.with_name(f"unfinished-{target.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(str(unfinished), create_model_card=False)
-    stored = {**facts, "config": config.model_dump(mode="json"), "dims": sorted(dims, reverse=True)}
+    stored = {
+        **facts,
+        "config": config.model_dump(mode="json"),
+        "dims": sorted(dims, reverse=True),
+        "plain_mean": _is_plain_mean(model),
+    }
     (unfinished / FACTS_FILE).write_bytes(orjson.dumps(stored, option=orjson.OPT_INDENT_2))
     write_model_card(unfinished)
     rename_durably(unfinished, target)
+
+
+def _is_plain_mean(model: SentenceTransformer) -> bool:
+    """Whether its vectors are the normalised mean of the transformer's tokens and nothing else."""
+    _, *rest = model
+    return [type(module) for module in rest] == [Pooling, Normalize] and rest[0].pooling_mode == "mean"

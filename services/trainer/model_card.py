@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from shared.text_format import format_passage, format_query
+
 FACTS_FILE = "training.json"
+FOLDER = "path/to/this/folder"
 
 
 def write_model_card(model_dir: Path, evaluation: Mapping[str, Any] | None = None) -> None:
@@ -22,6 +26,7 @@ def render(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> st
     facts = dict(facts)
     config, dims = dict(facts.pop("config")), facts.pop("dims")
     mixture, sources = config.pop("mixture", None), facts.pop("sources", {})
+    plain_mean = facts.pop("plain_mean", False)
     base = config["model_name_or_path"]
     return f"""---
 library_name: sentence-transformers
@@ -37,16 +42,7 @@ dimensions and normalised again (Matryoshka). Made by Fretwork, an open implemen
 
 ## Use
 
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("path/to/this/folder")  # truncate_dim={dims[-1]} for the smallest vectors
-queries = model.encode_query(["how to open a file"])
-passages = model.encode_document(["open(path) returns a file object."])
-print(model.similarity(queries, passages))
-```
-
-{_format_note(config["prompts"])}
+{_use(config["prompts"] == "gecko", facts.get("task_description", ""), dims, plain_mean)}
 
 ## Effect
 
@@ -72,8 +68,52 @@ print(model.similarity(queries, passages))
 """
 
 
-def _format_note(prompts: str) -> str:
-    if prompts == "none":
+def _use(gecko: bool, task_description: str, dims: Sequence[int], plain_mean: bool) -> str:
+    """Lines to copy, one loader after the other; tests run them as they stand."""
+    query, passage = "how to open a file", "open(path) returns a file object."
+    texts = [format_query(task_description, query), format_passage("", passage)] if gecko else [query, passage]
+    # a quote would end the shell's string, and JSON has another way to write one
+    asked = {"model": FOLDER, "input": texts, "dimensions": dims[0], "truncate_prompt_tokens": -1}
+    body = json.dumps(asked).replace("'", "\\u0027")
+    in_transformers = f"""
+In plain transformers, the mean over all tokens, prompt included:
+
+```python
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained("{FOLDER}"), AutoModel.from_pretrained("{FOLDER}")
+texts = {texts!r}
+inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+with torch.no_grad():
+    tokens, mask = model(**inputs).last_hidden_state, inputs["attention_mask"].unsqueeze(2)
+means = (tokens * mask).sum(1) / mask.sum(1)
+vectors = torch.nn.functional.normalize(means[:, :{dims[0]}], dim=1)  # {_listed(dims)} dimensions
+print(vectors[0] @ vectors[1])
+```
+"""
+    return f"""```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{FOLDER}", truncate_dim={dims[0]})  # {_listed(dims)} dimensions
+queries = model.encode_query([{query!r}])
+passages = model.encode_document([{passage!r}])
+print(model.similarity(queries, passages))
+```
+
+{_format_note(gecko)}
+{in_transformers if plain_mean else ""}
+With vLLM 0.32 or later (0.23 pools a folder like this wrongly and does not say so: vllm #45995), `vllm serve {FOLDER}
+--runner pooling`. It puts no prompt before a text, and refuses one that is too long unless told to cut it:
+
+```sh
+curl http://127.0.0.1:8000/v1/embeddings --header 'content-type: application/json' \\
+  --data '{body}'
+```"""
+
+
+def _format_note(gecko: bool) -> str:
+    if not gecko:
         return "Texts are given as they are; a passage with a title is `title text`."
     return (
         "`encode_query` writes `task: {task description} | query: {query}`, `encode_document` writes\n"
@@ -150,5 +190,5 @@ def _table(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _listed(values: list[Any]) -> str:
+def _listed(values: Sequence[Any]) -> str:
     return ", ".join(map(str, values)) or "none"

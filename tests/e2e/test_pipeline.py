@@ -141,6 +141,7 @@ def test_an_embedder_that_cannot_be_loaded_ends_the_run_and_says_so(stack: Stack
         (("corpus", "add", "x", "/no/such/path"), 1, "/no/such/path"),
         (("evaluate", "all-MiniLM-L6-v2", "--beir", "/no/such/path"), 1, "/no/such/path"),
         (("train", "newcomer-1"), 2, "--output"),
+        (("ablate", "newcomer-1", "--output", "x"), 2, "--beir"),
     ],
 )
 def test_mistakes_get_a_sentence_and_an_exit_status(

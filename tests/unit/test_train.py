@@ -12,7 +12,6 @@ from uuid import uuid5
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoTokenizer
 
 from services.trainer.checkpoint import newest_checkpoint
 from services.trainer.config import TrainingConfig
@@ -159,16 +158,6 @@ def test_export_loads_in_sentence_transformers(base: str, tmp_path: Path) -> Non
     assert "| run | demo-1 |" in card
     assert "| records | 44 |" in card
     assert "| learning_rate | 0.002 |" in card
-
-
-def test_export_loads_in_plain_transformers(base: str, tmp_path: Path) -> None:
-    train(config(base), records(), tmp_path)
-    folder = str(tmp_path / "model")
-    inputs = AutoTokenizer.from_pretrained(folder)("sort a list", return_tensors="pt")
-    with torch.no_grad():
-        mean = AutoModel.from_pretrained(folder)(**inputs).last_hidden_state[0].mean(0)
-    expected = SentenceTransformer(folder).encode("sort a list")
-    assert torch.nn.functional.normalize(mean, dim=0).numpy() == pytest.approx(expected, abs=1e-6)
 
 
 def test_averages_the_weights_of_the_last_steps_also_when_it_resumes(base: str, tmp_path: Path) -> None:

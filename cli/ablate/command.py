@@ -1,0 +1,111 @@
+"""`fretwork ablate`: what the labelling is worth, by the paper's table, on a run's own records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cli.ablate.job import run_ablation
+from cli.context import Context
+from cli.models.command import described, parse_dims, validated
+from services.trainer.config import BeirFolder, Prompts, TrainingConfig
+from shared.errors import InvalidInputError
+from shared.models import as_given
+from shared.runs import find_run
+
+_DEFAULTS = TrainingConfig()
+NAMES = {
+    "p_1": "p₁, the judge's best",
+    "seed": "seed passage",
+    "none": "none",
+    "sampled": "random neighbour",
+    "lowest": "pₙ, the judge's last",
+}
+
+
+def ablate(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(help="the run whose records to train on, or `latest`")],
+    output: Annotated[Path, typer.Option("--output", "--output-dir", help="where the six model folders go")],
+    beir: Annotated[Path, typer.Option(help="what to measure on: corpus.jsonl, queries.jsonl, qrels/{split}.tsv")],
+    split: Annotated[str, typer.Option(help="which qrels of the folder")] = "test",
+    model_name_or_path: Annotated[
+        str, typer.Option(help=described("model_name_or_path"))
+    ] = _DEFAULTS.model_name_or_path,
+    prompts: Annotated[Prompts, typer.Option(help=described("prompts"))] = _DEFAULTS.prompts,
+    learning_rate: Annotated[float, typer.Option(help=described("learning_rate"))] = _DEFAULTS.learning_rate,
+    num_train_epochs: Annotated[int, typer.Option(help=described("num_train_epochs"))] = _DEFAULTS.num_train_epochs,
+    per_device_train_batch_size: Annotated[
+        int, typer.Option(help=described("per_device_train_batch_size"))
+    ] = _DEFAULTS.per_device_train_batch_size,
+    temperature: Annotated[float, typer.Option(help=described("temperature"))] = _DEFAULTS.temperature,
+    matryoshka_dims: Annotated[str, typer.Option(help=described("matryoshka_dims"))] = ",".join(
+        map(str, _DEFAULTS.matryoshka_dims)
+    ),
+    query_max_len: Annotated[int, typer.Option(help=described("query_max_len"))] = _DEFAULTS.query_max_len,
+    passage_max_len: Annotated[int, typer.Option(help=described("passage_max_len"))] = _DEFAULTS.passage_max_len,
+    seed: Annotated[int, typer.Option(help=described("seed"))] = _DEFAULTS.seed,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Train {seed, p_1} × {no, a random, the lowest hard negative} on a run's queries and measure all six.
+
+    The labels come from the run's stored scores, without the teacher. All six see the same queries in the same order,
+    for as many steps. The same command again goes on where it was stopped.
+    """
+    training = validated(
+        TrainingConfig,
+        model_name_or_path=as_given(model_name_or_path),
+        prompts=prompts,
+        learning_rate=learning_rate,
+        num_train_epochs=num_train_epochs,
+        per_device_train_batch_size=per_device_train_batch_size,
+        temperature=temperature,
+        matryoshka_dims=parse_dims(matryoshka_dims),
+        query_max_len=query_max_len,
+        passage_max_len=passage_max_len,
+        seed=seed,
+    )
+    output = output.absolute()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(output, None, f"the folder cannot be made: {error.strerror}") from error
+    settings: Context = context.obj
+    with settings.database(workers=True) as engine:
+        with engine.connect() as connection:
+            found = find_run(connection, run)
+        result = run_ablation(engine, found, training, BeirFolder(path=str(beir.absolute()), split=split), output)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    Console().print(recipe_table(result))
+    typer.echo(
+        f"\nAt {result['dim']} dimensions, {result['queries']:,} queries over {result['passages']:,} passages.\n"
+        f"Each of the six: {result['records']:,} records, {result['steps'][result['baseline']]:,} steps. "
+        f"Labelling anew cost {result['llm_tokens']:,} LLM tokens.\nThe models: {output}"
+    )
+
+
+def recipe_table(result: dict[str, Any]) -> Table:
+    """A line for the base and for each recipe, with the difference from the first recipe and its 95% interval."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in ("positive", "hard negative", "nDCG@10", "Recall@10", "MRR@10", "Δ nDCG@10 (95% interval)"):
+        table.add_column(title, justify="left" if title in ("positive", "hard negative") else "right")
+    lines = [("untrained", "", result["base"]["figures"], None)]
+    lines += [(NAMES[r["positive"]], NAMES[r["negative"]], r["figures"], r["delta"]) for r in result["recipes"]]
+    for positive, negative, figures, delta in lines:
+        shown = ""
+        if delta is not None:
+            low, high = delta["ndcg@10"]["ci95"]
+            shown = f"{delta['ndcg@10']['mean']:+.4f} ({low:+.4f} to {high:+.4f})"
+        elif negative:
+            shown = "compared with"
+        table.add_row(
+            positive, negative, *(f"{figures[name]:.4f}" for name in ("ndcg@10", "recall@10", "mrr@10")), shown
+        )
+    return table

@@ -1,0 +1,135 @@
+"""The ablation's steps in order, through the queues and workers that everything else goes through. Prints nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Engine, text
+
+from cli.ablate.recipes import BASELINE, RECIPES, compared
+from cli.watch import watch_run, watch_shard
+from services.trainer.config import BeirFolder, EvaluationConfig, TrainingConfig
+from shared.budget import find_budget
+from shared.errors import InvalidInputError, NotDoneError
+from shared.records import LabelPolicy
+from shared.runs import Run, add_label_version, start_evaluation, start_training
+
+
+def run_ablation(engine: Engine, run: Run, training: TrainingConfig, data: BeirFolder, output: Path) -> dict[str, Any]:
+    """Trains and measures every recipe; the models stay in `output`. What `compared` returns, and what it took.
+
+    The base is measured first: it belongs to the table, and data that cannot be read are an error before anything is
+    trained. A training that an earlier call with the same arguments started is gone on with, or taken as it is.
+
+    Raises FretworkError where a part of it died, NotDoneError where the run is not done or the recipes' records are
+    not of the same queries.
+    """
+    with engine.connect() as connection:
+        tokens_before = find_budget(connection, run.run_id).used_tokens
+    base = _evaluate(engine, EvaluationConfig(model=training.model_name_or_path, data=data), "measuring the base")
+    policies = dict.fromkeys(recipe.policy for recipe in RECIPES)
+    by_policy = {policy: _label_version(engine, run, policy) for policy in policies}
+    versions = {recipe: by_policy[recipe.policy] for recipe in RECIPES}
+    with engine.begin() as connection:
+        records = count_records(connection, run, set(versions.values()))
+        started = {
+            recipe: _training_run(connection, run, version, recipe.training(training), output / recipe.name)
+            for recipe, version in versions.items()
+        }
+    trained = {
+        recipe: watch_shard(engine, "training_runs", training_run_id, f"training {recipe.name}")
+        for recipe, training_run_id in started.items()
+    }
+    reports = {}
+    for recipe in RECIPES:
+        if recipe != BASELINE:
+            models = {"model": str(output / recipe.name), "baseline": str(output / BASELINE.name)}
+            reports[recipe] = _evaluate(engine, EvaluationConfig(**models, data=data), f"measuring {recipe.name}")
+    with engine.connect() as connection:
+        tokens_after = find_budget(connection, run.run_id).used_tokens
+    return {
+        "run": run.name,
+        "teacher": run.config.teacher,
+        "llm_tokens": tokens_after - tokens_before,
+        "records": records,
+        "steps": {recipe.name: result["steps"] for recipe, result in trained.items()},
+        "label_versions": {recipe.name: version for recipe, version in versions.items()},
+        "training": training.model_dump(mode="json", exclude={"hard_negatives", "interpolation"}),
+        "data": data.model_dump(mode="json"),
+        **compared(base, reports),
+    }
+
+
+def _label_version(engine: Engine, run: Run, policy: LabelPolicy) -> int:
+    """The run's label version of the policy; where there is none it is made, from the stored scores."""
+    with engine.begin() as connection:
+        version = add_label_version(connection, run, policy)
+    watch_run(engine, run.run_id, run.name)  # what of it died, and matters, `count_records` finds
+    return version
+
+
+def count_records(connection: Connection, run: Run, label_versions: set[int]) -> int:
+    """How many queries have a record, which all of the label versions must have for the same ones.
+
+    Raises NotDoneError where they have not, or where there is none.
+    """
+    everywhere, somewhere = connection.execute(
+        text(
+            """
+            SELECT count(*) FILTER (WHERE versions = :number), count(*) FROM (
+                SELECT count(*) AS versions FROM fret_records
+                WHERE run_id = :run_id AND label_version = ANY(:versions) GROUP BY query_id
+            ) AS by_query
+            """
+        ),
+        {"run_id": run.run_id, "versions": sorted(label_versions), "number": len(label_versions)},
+    ).one()
+    if everywhere != somewhere or not somewhere:
+        raise NotDoneError(
+            f"{somewhere - everywhere} of {somewhere} queries of run {run.name} have no record under some of the "
+            f"labellings, so the recipes cannot be compared: `fretwork run status {run.name}` says why"
+        )
+    return int(everywhere)
+
+
+def _training_run(
+    connection: Connection, run: Run, label_version: int, config: TrainingConfig, output_dir: Path
+) -> UUID:
+    """The training of these arguments that is not dead, if there is one; else one is started.
+
+    Raises InvalidInputError where something else stands in its place.
+    """
+    stored = config.model_dump(mode="json")
+    there = output_dir.exists()
+    found: UUID | None = connection.execute(
+        text(
+            """
+            SELECT training_run_id FROM training_runs
+            JOIN shards ON shards.run_id = training_runs.run_id AND stage = 'train'
+                       AND item_ids = ARRAY[training_run_id]
+            WHERE training_runs.run_id = :run_id AND training_runs.label_version = :label_version
+              AND config = CAST(:config AS jsonb) AND output_dir = :output_dir
+              AND state <> 'dead' AND (state <> 'done' OR :there)
+            ORDER BY training_runs.created_at DESC LIMIT 1
+            """
+        ),
+        {
+            "run_id": run.run_id,
+            "label_version": label_version,
+            "config": json.dumps(stored),
+            "output_dir": str(output_dir),
+            "there": there,
+        },
+    ).scalar_one_or_none()
+    if found is None and there:
+        raise InvalidInputError(output_dir, None, "it exists already, from another training: name another --output")
+    return found or start_training(connection, run, label_version, stored, str(output_dir))
+
+
+def _evaluate(engine: Engine, config: EvaluationConfig, what: str) -> dict[str, Any]:
+    with engine.begin() as connection:
+        evaluation_id = start_evaluation(connection, config.model_dump(mode="json"))
+    return watch_shard(engine, "evaluations", evaluation_id, what)
