@@ -104,6 +104,9 @@ class LabelPolicy(BaseModel):
         "the query was made from, the default with the offline teacher, for which it is the better of the two "
         "(docs/decisions.md)",
     )
+    fusion: Literal["rrf", "ql", "rc"] = Field(
+        "rrf", description="what candidates are ordered by: rrf: both ranks, as in the paper; ql, rc: one of them alone"
+    )
     negative: Literal["lowest", "sampled"] = Field(
         "lowest",
         description="lowest: the last by fused rank, the paper's p_20; sampled: at random, seeded by the query",
@@ -199,6 +202,12 @@ class RunConfig(BaseModel):
         return RunConfig(**{**self.model_dump(), "labels": labels}).labels
 
     def sha256(self) -> str:
-        """The hash of what decides the records: the shard size does not, so it is left out."""
+        """The hash of what decides the records: the shard size does not, so it is left out.
+
+        A setting that came later stands in it only where it is not the default: earlier hashes, and with them the ids
+        of queries, stay what they were.
+        """
         content = self.model_dump(mode="json", exclude={"shard_size"})
+        if self.labels.fusion == "rrf":
+            del content["labels"]["fusion"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

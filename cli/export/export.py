@@ -21,8 +21,9 @@ from cli.export.parquet_jsonl import SCHEMA, write_jsonl, write_parquet
 from cli.export.rows import ExportRow, read_rows
 from cli.export.sentence_transformers import triplet_columns, write_triplets
 from shared.errors import InvalidInputError, NotFoundError
+from shared.labels import find_policy
 from shared.records import LabelPolicy
-from shared.runs import Run, find_policy, find_run
+from shared.runs import Run, find_run
 from shared.schema import corpora, fret_records, queries
 
 TASK_DESCRIPTIONS_IN_CARD = 10

@@ -16,8 +16,9 @@ from cli.models.mixture_file import read_mixture
 from cli.watch import watch_shard
 from services.trainer.config import EvaluationConfig, Prompts, TrainingConfig
 from shared.errors import InvalidInputError, NotDoneError, SettingError
+from shared.labels import find_policy
 from shared.models import as_given
-from shared.runs import find_policy, find_run, start_evaluation, start_training
+from shared.runs import find_run, start_evaluation, start_training
 
 _DEFAULTS = TrainingConfig()
 

@@ -20,12 +20,13 @@ from shared import store
 from shared.celery_app import app
 from shared.database import engine
 from shared.errors import SettingError
+from shared.labels import find_policy, label_latecomers
 from shared.ledger import Claim
 from shared.llm.loop import on_loop
 from shared.llm.open import open_run_llm
 from shared.meter import metered
 from shared.records import Dropped, FRetRecord, Passage
-from shared.runs import Run, find_policy, find_run
+from shared.runs import Run, find_run
 from shared.stages import ROUTES, Stage, task_name
 from shared.store import StoredQuery
 from shared.worker import Output, perform
@@ -54,7 +55,8 @@ def _relabel(claim: Claim) -> Output:
         if isinstance(outcomes.get(query_id), Dropped):
             continue
         scored = judged[query_id].scores_of(item) if query_id in judged else item
-        chosen = select(scored, fuse(scored.candidate_ids, scored.ql_scores, scored.rc_scores), texts, policy)
+        fused = fuse(scored.candidate_ids, scored.ql_scores, scored.rc_scores, policy.fusion)
+        chosen = select(scored, fused, texts, policy)
         if isinstance(chosen, Dropped):
             dropped.append(chosen)
         else:
@@ -63,6 +65,7 @@ def _relabel(claim: Claim) -> Output:
     def save(connection: Connection) -> None:
         save_scores(connection, run, judged)
         save_records(connection, run, claim.label_version, records)
+        label_latecomers(connection, run, claim)
 
     return Output(save, tuple(dropped))
 

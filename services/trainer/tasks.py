@@ -23,8 +23,9 @@ from services.trainer.child_process import run_child
 from shared.celery_app import app
 from shared.database import engine
 from shared.errors import InvalidInputError
+from shared.labels import find_policy
 from shared.ledger import Claim
-from shared.runs import find_policy, find_run
+from shared.runs import find_run
 from shared.schema import evaluations, shards, training_curve, training_runs
 from shared.settings import settings
 from shared.stages import Stage, task_name

@@ -220,7 +220,7 @@ def test_the_card_names_the_masking_and_the_prompts(ledger: Ledger, tmp_path: Pa
     for card in cards.values():
         assert "twelve-1" in card.data.pretty_name
         assert "no LLM" in card.text
-        assert "| 1 (positive `seed`, negative `lowest`, num_negatives `1`, range_min `0`) |" in card.text
+        assert "| 1 (positive `seed`, fusion `rrf`, negative `lowest`, num_negatives `1`, range_min `0`) |" in card.text
         assert "a record with fewer negatives" not in card.text
         counted = Counter(row["task_description"] for row in ledger.rows).most_common()
         assert "\n".join(f"- {task} ({number:,})" for task, number in counted) in card.text
