@@ -239,9 +239,17 @@ _DEAD = """
     WHERE run_id = :run_id AND state = 'dead' GROUP BY stage, error_type, error_message ORDER BY 1, 3, 4
 """
 _VERSIONS = "SELECT label_version, policy, created_at FROM label_versions WHERE run_id = :run_id ORDER BY 1"
+# people make these, so there are few
+_REVIEWS = """
+    SELECT label_version, decision, count(*) AS number FROM (
+        SELECT DISTINCT ON (label_version, query_id) label_version, decision FROM reviews WHERE run_id = :run_id
+        ORDER BY label_version, query_id, review_id DESC
+    ) AS latest GROUP BY label_version, decision ORDER BY label_version, decision
+"""
 _EVERYTHING = {
     "run": _RUN,
     "versions": _VERSIONS,
+    "reviews": _REVIEWS,
     "counts": COUNTS,
     "paces": _PACES,
     "budget": BUDGET,
@@ -276,7 +284,7 @@ def describe(connection: Connection, run: Run) -> dict[str, Any]:
         "usage": seen["usage"],
         "conservation": {**asdict(sums), "holds": sums.holds},
         "dead": seen["dead"],
-        "label_versions": [_version(run.sampled_count, counts, row) for row in seen["versions"]],
+        "label_versions": [_version(run.sampled_count, counts, row, seen["reviews"]) for row in seen["versions"]],
     }
 
 
@@ -284,7 +292,9 @@ def _moved(counts: Sequence[Count], label_version: int) -> int:
     return sum(c.amount for c in counts if c.what == "moved" and c.label_version == label_version)
 
 
-def _version(sampled: int, counts: Sequence[Count], row: dict[str, Any]) -> dict[str, Any]:
+def _version(
+    sampled: int, counts: Sequence[Count], row: dict[str, Any], reviews: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """One labelling of the run: its policy, and what became of the queries under it."""
     version = row["label_version"]
     sums = _conservation(sampled, counts, version)
@@ -297,6 +307,7 @@ def _version(sampled: int, counts: Sequence[Count], row: dict[str, Any]) -> dict
         "dropped": {c.what.removeprefix(DROP): c.amount for c in dropped if c.amount},
         "queries_open": sums.queries_open,
         "holds": sums.holds,
+        "reviewed": {each["decision"]: each["number"] for each in reviews if each["label_version"] == version},
     }
 
 

@@ -86,6 +86,7 @@ class FRetRecord:
     positive_rc_rank: int
     positive_fused_score: float
     seed_fused_score: float
+    runner_up_fused_score: float  # the best of the other candidates'
     positive_span: Span | None = None
     negative_spans: tuple[Span | None, ...] = ()
 

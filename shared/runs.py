@@ -9,13 +9,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 from uuid import UUID, uuid4, uuid5
 
-from sqlalchemy import Connection, insert, select, text
+from sqlalchemy import Connection, func, insert, select, text
 
 from shared import ledger
 from shared.budget import find_budget, set_limits
 from shared.errors import FretworkError, NotFoundError, SettingError
 from shared.records import NAMESPACE, RunConfig
-from shared.schema import corpora, evaluations, label_versions, runs, training_runs
+from shared.schema import corpora, evaluations, label_versions, reviews, runs, training_runs
 from shared.settings import settings
 from shared.stages import Stage
 
@@ -246,6 +246,7 @@ def start_training(
             training_run_id=training_run_id,
             run_id=run.run_id,
             label_version=label_version,
+            reviews_until=select(func.coalesce(func.max(reviews.c.review_id), 0)).scalar_subquery(),
             config=config,
             output_dir=output_dir,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,7 +21,12 @@ def add(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="what to call the corpus")],
     path: Annotated[
-        Path, typer.Argument(help="a BEIR folder (corpus.jsonl), a .jsonl file, or a folder of .txt and .md files")
+        str,
+        typer.Argument(
+            metavar="PATH",
+            help="a BEIR folder (corpus.jsonl), a .jsonl or .parquet file, a folder of .parquet or of .txt and .md "
+            "files, or hf://OWNER/NAME[/CONFIG[/SPLIT]]",
+        ),
     ],
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="import the rest of a file whose lines break a rule, and name each")
@@ -30,8 +34,8 @@ def add(
 ) -> None:
     """Import passages into a corpus, new or not; importing the same ones twice changes nothing.
 
-    A .jsonl line is an object with `_id`, `text` and, if it likes, `title`. A line that breaks a rule is an error that
-    names file, line and rule, and then nothing is imported, unless --skip-invalid.
+    A .jsonl line is an object with `_id`, `text` and, if it likes, `title`; a table has these columns. A line or row
+    that breaks a rule is an error that names file, line and rule, and then nothing is imported, unless --skip-invalid.
     """
 
     def name_skipped(skipped: Skipped) -> None:

@@ -45,7 +45,7 @@ class ImportReport:
 def import_corpus(
     engine: Engine,
     name: str,
-    path: Path,
+    path: Path | str,
     *,
     skip_invalid: bool = False,
     on_skipped: Callable[[Skipped], None] = lambda _: None,
@@ -188,7 +188,7 @@ def _take_two_texts(connection: Connection, corpus_id: UUID, skip: Callable[[Ski
             first = (
                 f"line {row.first_line}" if row.added_version is None else f"version {row.added_version} of the corpus"
             )
-            skip(Skipped(Path(row.path), row.line, Rule.ID_WITH_TWO_TEXTS, f"the first is in {first}"))
+            skip(Skipped(row.path, row.line, Rule.ID_WITH_TWO_TEXTS, f"the first is in {first}"))
 
 
 def _insert_new(connection: Connection, corpus_id: UUID, version: int) -> int:

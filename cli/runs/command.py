@@ -149,6 +149,7 @@ def _labelled(version: dict[str, Any]) -> str:
     policy = LabelPolicy(**version["policy"]).model_dump(exclude_defaults=True)
     parts = [f"{version['records']:,} records", f"{version['moved']:,} positives moved from the seed"]
     parts += [f"{number:,} dropped: {reason}" for reason, number in version["dropped"].items()]
+    parts += [f"{number:,} {decision} in review" for decision, number in version["reviewed"].items()]
     if version["queries_open"]:
         parts.append(f"{version['queries_open']:,} queries not labelled")
     chosen = ", ".join(f"{name}={value}" for name, value in policy.items())

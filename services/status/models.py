@@ -83,6 +83,9 @@ class LabelVersion(BaseModel):
     dropped: dict[str, int] = Field(description="queries by the reason that this labelling has no record of them")
     queries_open: int = Field(description="not labelled yet, or in a shard that is dead")
     holds: bool = Field(description="whether the queries add up; false is a fault of Fretwork")
+    reviewed: dict[str, int] = Field(
+        description="records by what a person decided: accepted, swapped, dropped; dropped ones are among `records`"
+    )
 
 
 class RunStatus(BaseModel):

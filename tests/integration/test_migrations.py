@@ -83,11 +83,16 @@ POPULATED = """
     VALUES (md5('training')::uuid, md5('done')::uuid, 1, '{}', '/models/a', '{"steps": 3}');
     INSERT INTO evaluations (evaluation_id, config) VALUES (md5('evaluation')::uuid, '{"split": "test"}')
 """
-NEW_COLUMNS = {"shards": ("setbacks",), "runs": ("max_tokens", "deadline_at", "paused_reason")}
+NEW_COLUMNS = {
+    "shards": ("setbacks",),
+    "runs": ("max_tokens", "deadline_at", "paused_reason"),
+    "fret_records": ("runner_up_fused_score",),
+    "training_runs": ("reviews_until",),
+}
 
 
 def rows_of(connection: Connection) -> dict[str, list[Any]]:
-    """Every row of every table but Alembic's, without the columns that 0002 adds."""
+    """Every row of every table but Alembic's, without the columns that later versions add."""
     tables = connection.execute(
         text("SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'")
     ).scalars()
@@ -167,4 +172,34 @@ def test_a_ledger_in_use_is_counted_on_its_way_to_0003(postgres_url: str) -> Non
         assert states == {"ten-1": "done", "ten-2": "paused"}, "a cancelled run must not go on in the version before"
         del before["runs"], back["runs"]
         assert back == before
+        engine.dispose()
+
+
+def test_a_ledger_in_use_loses_nothing_on_its_way_to_0004_and_back(postgres_url: str) -> None:
+    with fresh_database(postgres_url) as url:
+        engine = create_engine(url)
+        config = _config()
+
+        def migrate(move: Callable[[Config, str], None], revision: str) -> dict[str, list[Any]]:
+            with engine.begin() as connection:
+                config.attributes["connection"] = connection
+                move(config, revision)
+            with engine.connect() as connection:
+                return rows_of(connection)
+
+        migrate(command.upgrade, "0001")
+        with engine.begin() as connection:
+            connection.execute(text(POPULATED))
+        before = migrate(command.upgrade, "0003")
+        after = migrate(command.upgrade, "0004")
+        assert after == {**before, "reviews": []}
+        with engine.begin() as connection:
+            assert connection.execute(text("SELECT reviews_until FROM training_runs")).scalar_one() == 0
+            connection.execute(
+                text(
+                    "INSERT INTO reviews (run_id, query_id, label_version, decision) "
+                    "SELECT run_id, query_id, label_version, 'dropped' FROM fret_records"
+                )
+            )
+        assert migrate(command.downgrade, "0003") == before
         engine.dispose()

@@ -66,6 +66,7 @@ def test_p_1_is_the_best_and_the_negative_the_last() -> None:
         positive_rc_rank=1,
         positive_fused_score=2.0,
         seed_fused_score=2 / 3,
+        runner_up_fused_score=1.0,
         positive_span=(11, 39),
         negative_spans=((0, 30),),
     )
