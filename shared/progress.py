@@ -231,8 +231,9 @@ def _conservation(sampled: int, counts: Sequence[Count], label_version: int) -> 
 
 
 _RUN = """
-    SELECT corpora.name AS corpus, runs.created_at, finished_at, state
-    FROM runs JOIN corpora USING (corpus_id) WHERE run_id = :run_id
+    SELECT corpora.name AS corpus, runs.created_at, runs.finished_at, runs.state, updated.name AS updates
+    FROM runs JOIN corpora USING (corpus_id) LEFT JOIN runs AS updated ON updated.run_id = runs.updates
+    WHERE runs.run_id = :run_id
 """
 _DEAD = """
     SELECT stage, count(*) AS shards, error_type, error_message FROM shards
@@ -273,6 +274,8 @@ def describe(connection: Connection, run: Run) -> dict[str, Any]:
         "created_at": row["created_at"],
         "finished_at": row["finished_at"],
         "paused_reason": budget["paused_reason"],
+        "updates": row["updates"],
+        "judgements_kept": sum(c.amount for c in counts if c.what == "kept"),
         "max_tokens": budget["max_tokens"],
         "used_tokens": budget["used_tokens"],
         "deadline_at": budget["deadline_at"],

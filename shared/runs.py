@@ -5,7 +5,7 @@ Everything that a start needs is one transaction in SQL, so a corpus of any size
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 from uuid import UUID, uuid4, uuid5
 
@@ -35,6 +35,7 @@ class Run:
     fingerprint: UUID
     config: RunConfig
     state: str
+    updates: UUID | None = None  # the run whose queries and judgements it keeps where it may (`shared.reuse`)
 
 
 def find_run(connection: Connection, name_or_id: str | UUID) -> Run:
@@ -83,15 +84,17 @@ def start_run(
     *,
     max_tokens: int | None = None,
     max_hours: float | None = None,
+    updates: UUID | None = None,
 ) -> Run:
     """Freezes corpus and configuration into a run, with its index and generate shards ready.
 
     The run is paused once its LLM calls have used `max_tokens` (prompts and completions), or `max_hours` from now
-    (`shared.budget`). Raises NotFoundError where there is no such corpus, SettingError where it does not fit the
-    in-process Qdrant or the teacher uses no tokens to be limited.
+    (`shared.budget`). `updates` is a run of the same corpus and configuration (`shared.reuse`). Raises NotFoundError
+    where there is no such corpus, SettingError where it does not fit the in-process Qdrant or the teacher uses no
+    tokens to be limited.
     """
     _lock_corpus(connection, corpus_name)  # the run's number counts those before it
-    run = draft_run(connection, corpus_name, config)
+    run = replace(draft_run(connection, corpus_name, config), updates=updates)
     _check_local_index(run)
     frozen = {field.name: getattr(run, field.name) for field in fields(run)}
     connection.execute(
@@ -193,7 +196,9 @@ def _check_local_index(run: Run) -> None:
 
 # the first by a hash of seed and id: a sample that depends on nothing else
 _SAMPLE = """
-    SELECT passage_id FROM passages WHERE corpus_id = :corpus_id AND added_version <= :version
+    SELECT passage_id FROM passages
+    WHERE corpus_id = :corpus_id AND added_version <= :version
+      AND (removed_version IS NULL OR removed_version > :version)
     ORDER BY md5(:seed || CAST(passage_id AS text)) LIMIT :sample
 """
 

@@ -22,7 +22,6 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
-    UniqueConstraint,
     Uuid,
     func,
     text,
@@ -57,7 +56,9 @@ corpora = Table(
     metadata,
     Column("corpus_id", Uuid, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
-    Column("version", Integer, nullable=False, server_default="0"),  # + 1 by each import that adds a passage
+    Column(
+        "version", Integer, nullable=False, server_default="0"
+    ),  # + 1 by an import that adds, a removal that removes
     Column("passage_count", BigInteger, nullable=False, server_default="0"),
     Column("term_count", BigInteger, nullable=False, server_default="0"),
     # of the sorted passage ids, which are hashes of the content: equal corpora have equal hashes
@@ -74,7 +75,10 @@ passages = Table(
     Column("title", Text, nullable=False),
     Column("text", Text, nullable=False),
     Column("added_version", Integer, nullable=False),
-    UniqueConstraint("corpus_id", "source_id"),
+    Column("removed_version", Integer),  # the first that is without it; the row stays for the runs that had it
+    Index(
+        "passages_source_id", "corpus_id", "source_id", unique=True, postgresql_where=text("removed_version IS NULL")
+    ),
 )
 
 corpus_terms = Table(
@@ -102,6 +106,7 @@ runs = Table(
     Column("config_hash", Text, nullable=False),
     Column("sampled_count", BigInteger, nullable=False),  # seed passages that queries are generated from
     Column("fingerprint", Uuid, nullable=False),  # UUIDv5 of corpus_hash and config_hash; query ids come from it
+    Column("updates", Uuid, ForeignKey("runs.run_id")),  # the run whose queries and judgements it keeps where it may
     # running -> paused (dispatcher: budget.pause_runs; runs.pause_run), done (dispatcher: finish_runs)
     # paused  -> running (runs.resume_run), done (dispatcher: finish_runs)
     # running, paused -> cancelled (runs.cancel_run), which is the end: no shard of it is claimed any more
@@ -141,7 +146,8 @@ endpoints = Table(  # what all processes know together of an LLM server: its cir
 
 # How many of what a run has, exact in any snapshot as the sum of both tables: triggers (migration 0003) append a delta
 # for every change of shards, drops, queries and records, and the dispatcher adds the deltas up (shared/counts.py).
-# `what`: a shard's state (in items), drop:REASON, queries, seeds, records, moved (records whose positive is no seed).
+# `what`: a shard's state (in items), drop:REASON, queries, seeds, records, moved (records whose positive is no seed),
+# kept (judgements taken over from the run that this one updates: written with them, by no trigger).
 counts = Table(
     "counts",
     metadata,

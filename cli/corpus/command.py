@@ -1,8 +1,10 @@
-"""`fretwork corpus`: add and list."""
+"""`fretwork corpus`: add, remove and list."""
 
 from __future__ import annotations
 
 import json
+from itertools import chain
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +12,7 @@ from sqlalchemy import select
 
 from cli.context import Context, progress_console, say
 from cli.corpus.lines import Skipped
+from cli.corpus.remove import read_ids, remove_passages
 from cli.corpus.store import import_corpus
 from shared.schema import corpora
 
@@ -55,6 +58,32 @@ def add(
     typer.echo(
         f"corpus {report.corpus}: {report.passage_count:,} passages ({report.added:,} added, {report.unchanged:,} "
         f"unchanged, {report.duplicates:,} duplicates left out{skipped})"
+    )
+    say(f"next: fretwork run start --corpus {report.corpus} --wait")
+
+
+@app.command()
+def remove(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="the corpus")],
+    source_ids: Annotated[
+        list[str] | None, typer.Option("--source-id", metavar="ID", help="a passage's `_id`; may be given often")
+    ] = None,
+    ids: Annotated[Path | None, typer.Option(help="a file of `_id`s, one a line")] = None,
+) -> None:
+    """Take passages out of a corpus, which makes a new version of it.
+
+    Later runs are without them, in their index, candidates and records. Earlier runs are what they were: a run keeps
+    the version that it was started on.
+    """
+    settings: Context = context.obj
+    named = [(source_id, "--source-id", None) for source_id in source_ids or ()]
+    with settings.database() as engine:
+        report = remove_passages(engine, name, chain(named, read_ids(ids) if ids else ()))
+    gone = f", {report.gone:,} gone before" if report.gone else ""
+    typer.echo(
+        f"corpus {report.corpus}: {report.passage_count:,} passages ({report.removed:,} removed{gone}), "
+        f"version {report.version}"
     )
     say(f"next: fretwork run start --corpus {report.corpus} --wait")
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from cli.export.rows import ExportRow
 from shared.errors import InvalidInputError
 from shared.runs import Run
-from shared.schema import passages
+from shared.schema import passages, shards
+from shared.stages import Stage
 
 COLUMNS = ["query-id", "corpus-id", "score"]
 BATCH_PASSAGES = 1_000
@@ -41,9 +42,10 @@ def write_beir(connection: Connection, run: Run, batches: Iterable[list[ExportRo
 
 
 def _corpus(connection: Connection, run: Run) -> Iterable[Any]:
+    indexed = select(func.unnest(shards.c.item_ids)).where(shards.c.run_id == run.run_id, shards.c.stage == Stage.INDEX)
     statement = (
         select(passages.c.source_id, passages.c.title, passages.c.text)
-        .where(passages.c.corpus_id == run.corpus_id, passages.c.added_version <= run.corpus_version)
+        .where(passages.c.corpus_id == run.corpus_id, passages.c.passage_id.in_(indexed))
         .order_by(passages.c.passage_id)
     )
     return connection.execute(statement, execution_options={"yield_per": BATCH_PASSAGES})

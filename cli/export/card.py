@@ -11,8 +11,9 @@ from shared.text_format import format_passage, query_prompt
 
 
 def _parts(files: Iterable[str]) -> dict[str, str]:
-    """The hub's configurations, each with its file: of a BEIR folder three, named as other BEIR datasets name them."""
-    return {"default" if path.startswith(("train.", "qrels/")) else path.split(".")[0]: path for path in files}
+    """The hub's configurations, each with its file: two of a BEIR folder, whose qrels are of another format."""
+    names = {"train.parquet": "default", "train.jsonl": "default", "corpus.jsonl": "corpus", "queries.jsonl": "queries"}
+    return {names[path]: path for path in files if path in names}
 
 
 def render_card(manifest: dict[str, Any], descriptions: Sequence[tuple[str, int]]) -> str:

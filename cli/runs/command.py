@@ -17,6 +17,7 @@ from cli.runs.preview import preview
 from cli.runs.refuse import refuse
 from cli.runs.settings import parse_config, settings_help
 from cli.runs.teacher import settle
+from cli.runs.update import update
 from cli.watch import stages_table, wait_for, watch_run
 from shared import ledger
 from shared.errors import FretworkError, NotFoundError, SettingError
@@ -129,6 +130,8 @@ def status(
         f"{sums['records']:,} records · {sums['queries']:,} queries · {sums['sampled']:,} passages sampled · "
         f"the counts {'add up' if sums['holds'] else 'DO NOT add up: please report this'}"
     )
+    if seen["updates"]:
+        typer.echo(f"updates {seen['updates']}: {seen['judgements_kept']:,} queries kept their judgements")
     for version in seen["label_versions"]:
         typer.echo(_labelled(version))
     for usage in seen["usage"]:
@@ -176,6 +179,7 @@ def resume(
         settings.say_if_nobody_works()
 
 
+app.command()(update)
 app.command(epilog=settings_help(LabelPolicy, "Settings of a labelling"))(refuse)
 
 

@@ -17,6 +17,7 @@ from shared.llm.loop import on_loop
 from shared.llm.open import open_run_llm
 from shared.meter import metered
 from shared.records import Dropped, Passage, TaskQuery
+from shared.reuse import kept_queries
 from shared.runs import Run, find_run
 from shared.schema import queries
 from shared.stages import ROUTES, Stage, task_name
@@ -35,8 +36,9 @@ def _generate(claim: Claim) -> Output:
     with engine().connect() as connection:
         run = find_run(connection, claim.run_id)
         found = store.load_passages(connection, run, claim.item_ids)
-    passages = [found[passage_id] for passage_id in claim.item_ids]
-    written = _by_llm(run, passages) if run.config.teacher == "llm" else _offline(run, passages)
+        kept = kept_queries(connection, run, claim.item_ids)
+    passages = [found[passage_id] for passage_id in claim.item_ids if passage_id not in kept]
+    written = [*kept.values(), *_written(run, passages)]
     made = [query for item in written if not isinstance(item, Dropped) for query in item]
 
     def save(connection: Connection) -> None:
@@ -56,6 +58,12 @@ def _generate(claim: Claim) -> Output:
 
     dropped = tuple(item for item in written if isinstance(item, Dropped))
     return Output(save, dropped, tuple(query.query_id for query in made))
+
+
+def _written(run: Run, passages: Sequence[Passage]) -> Written:
+    if not passages:
+        return []
+    return _by_llm(run, passages) if run.config.teacher == "llm" else _offline(run, passages)
 
 
 def _by_llm(run: Run, passages: Sequence[Passage]) -> Written:

@@ -26,6 +26,7 @@ from shared.llm.loop import on_loop
 from shared.llm.open import open_run_llm
 from shared.meter import metered
 from shared.records import Dropped, FRetRecord, Passage
+from shared.reuse import count_kept, kept_judgements
 from shared.runs import Run, find_run
 from shared.stages import ROUTES, Stage, task_name
 from shared.store import StoredQuery
@@ -45,8 +46,10 @@ def _relabel(claim: Claim) -> Output:
         stored = store.load_queries(connection, run, claim.item_ids)
         candidate_ids = {passage_id for item in stored for passage_id in item.candidate_ids}
         passages = store.load_passages(connection, run, candidate_ids)
+        unjudged = [item for item in stored if not item.ql_scores]
+        kept = {id_: Judged(*scores) for id_, scores in kept_judgements(connection, run, unjudged).items()}
     texts = {passage_id: passage.text for passage_id, passage in passages.items()}
-    outcomes = _judge(run, [item for item in stored if not item.ql_scores], passages)
+    outcomes = kept | _judge(run, [item for item in unjudged if item.query.query_id not in kept], passages)
     judged = {query_id: found for query_id, found in outcomes.items() if isinstance(found, Judged)}
     dropped = [found for found in outcomes.values() if isinstance(found, Dropped)]
     records: list[tuple[FRetRecord, bool]] = []
@@ -64,6 +67,7 @@ def _relabel(claim: Claim) -> Output:
 
     def save(connection: Connection) -> None:
         save_scores(connection, run, judged)
+        count_kept(connection, run, len(kept))
         save_records(connection, run, claim.label_version, records)
         label_latecomers(connection, run, claim)
 

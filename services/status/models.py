@@ -98,6 +98,8 @@ class RunStatus(BaseModel):
     created_at: datetime
     finished_at: datetime | None
     paused_reason: str | None = Field(description="while paused: why, and the command that resumes the run")
+    updates: str | None = Field(description="the run whose queries and judgements it keeps where it may")
+    judgements_kept: int = Field(description="queries that were not judged again, their candidates being the same")
     max_tokens: int | None = Field(description="tokens after which the run is paused; null: no limit")
     used_tokens: int = Field(description="prompt and completion tokens of all calls so far")
     deadline_at: datetime | None = Field(description="when the run is paused if it is not done; null: no limit")

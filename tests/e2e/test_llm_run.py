@@ -9,8 +9,10 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import text
@@ -163,3 +165,54 @@ def test_a_passage_is_not_asked_about_again(ran: Ran) -> None:
     asked = Counter(json.dumps(seen.body) for seen in ran.stub.seen if seen.path == "/v1/completions")
     probes = {body for body in asked if "Once upon a" in body}
     assert {asked[body] for body in asked.keys() - probes} == {1}
+
+
+def test_an_update_asks_about_new_passages_and_changed_neighbourhoods_alone(ran: Ran, tmp_path: Path) -> None:
+    """The last test of this file: it makes the corpus another one, and has the server count anew."""
+    gone = sorted(topics)[0]
+    fretwork(ran.stack, "corpus", "remove", "topics", "--source-id", gone)
+    fretwork(ran.stack, "corpus", "add", "topics", str(write_corpus(tmp_path / "new.jsonl", 2, start=PASSAGES + BAD)))
+    ran.stub.seen.clear()
+    assert fretwork(ran.stack, "run", "update", ran.name, "--wait").stdout == "topics-2\n"
+    status = json.loads(fretwork(ran.stack, "run", "status", "topics-2", "--json").stdout)
+    assert status["conservation"]["holds"]
+    assert (status["updates"], status["records"]) == (ran.name, PASSAGES - BAD - 1 + 2)
+    with ran.stack.engine.connect() as connection:
+        found: dict[str, dict[tuple[UUID, int], Any]] = {}
+        for name in (ran.name, "topics-2"):
+            rows = connection.execute(
+                text(
+                    "SELECT seed_passage_id, ordinal, query_text, provenance, candidate_ids, ql_scores, rc_scores, "
+                    "judge FROM queries JOIN runs USING (run_id) WHERE name = :name"
+                ),
+                {"name": name},
+            )
+            found[name] = {(row.seed_passage_id, row.ordinal): row for row in rows}
+        removed = connection.execute(
+            text("SELECT passage_id FROM passages WHERE source_id = :id"), {"id": gone}
+        ).scalar()
+    before, after = found[ran.name], found["topics-2"]
+    assert len(after.keys() - before.keys()) == 2
+    assert {seed for seed, _ in before.keys() - after.keys()} == {removed}
+    kept = 0
+    for key in before.keys() & after.keys():
+        old, new = before[key], after[key]
+        assert (old.query_text, old.provenance) == (new.query_text, new.provenance)
+        assert removed not in new.candidate_ids
+        if set(old.candidate_ids) == set(new.candidate_ids):
+            kept += 1
+            scores = [dict(zip(row.candidate_ids, zip(row.ql_scores, row.rc_scores))) for row in (old, new)]  # noqa: B905
+            assert scores[0] == scores[1]
+            assert old.judge == new.judge
+    assert status["judgements_kept"] == kept
+    assert 0 < kept < len(before) - 1
+    assert f"{kept} queries kept" in fretwork(ran.stack, "run", "status", "topics-2").stdout
+    asked = [
+        seen.body
+        for seen in ran.stub.seen
+        if seen.path == "/v1/completions" and "Once upon a" not in seen.body["prompt"]
+    ]
+    assert sum("seed" in body for body in asked) == 2, "the two new passages; a passage that came to nothing stays so"
+    assert sum("seed" not in body for body in asked) == 2 * (len(after) - kept)
+    again = fretwork(ran.stack, "run", "update", "topics-2", exit_status=1)
+    assert "nothing to update" in again.stderr

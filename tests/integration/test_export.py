@@ -201,7 +201,9 @@ def test_bge_has_the_judges_scores_and_a_prompt_of_its_own_for_each_query(ledger
     ]
 
 
-def test_a_beir_folder_can_be_measured_on_and_imported(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_beir_folder_can_be_measured_on_and_imported(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "beir"
     export_run(ledger.engine, ledger.run.run_id, 1, ExportFormat.BEIR, folder)
 
@@ -210,9 +212,15 @@ def test_a_beir_folder_can_be_measured_on_and_imported(ledger: Ledger, tmp_path:
     assert data.query_texts == {row["query_id"]: row["query_text"] for row in ledger.rows}
     assert data.qrels == {row["query_id"]: {row["positive_source_id"]: 1} for row in ledger.rows}
     assert len(list(read_passages(folder))) == len(PASSAGES)
-    queries_ = datasets.load_dataset(str(folder), "queries", split="train", cache_dir=str(tmp_path / "cache"))
-    assert [row["metadata"]["positive_span"] for row in queries_] == [row["positive_span"] for row in ledger.rows]
-    assert load(folder, tmp_path / "cache").column_names == ["query-id", "corpus-id", "score"]
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    loaded: dict[str, Any] = {}
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    exec(code.replace("path/to/this/folder", str(folder)), loaded)  # noqa: S102 - the card's own words
+    assert loaded["corpus"].num_rows == len(PASSAGES)
+    assert [row["metadata"]["positive_span"] for row in loaded["queries"]] == [
+        row["positive_span"] for row in ledger.rows
+    ]
+    assert loaded["qrels"].column_names == ["query-id", "corpus-id", "score"]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert list(manifest["files"]) == ["corpus.jsonl", "qrels/train.tsv", "queries.jsonl"]
     with ledger.engine.begin() as connection:

@@ -85,9 +85,10 @@ POPULATED = """
 """
 NEW_COLUMNS = {
     "shards": ("setbacks",),
-    "runs": ("max_tokens", "deadline_at", "paused_reason"),
+    "runs": ("max_tokens", "deadline_at", "paused_reason", "updates"),
     "fret_records": ("runner_up_fused_score",),
     "training_runs": ("reviews_until",),
+    "passages": ("removed_version",),
 }
 
 
@@ -201,5 +202,17 @@ def test_a_ledger_in_use_loses_nothing_on_its_way_to_0004_and_back(postgres_url:
                     "SELECT run_id, query_id, label_version, 'dropped' FROM fret_records"
                 )
             )
-        assert migrate(command.downgrade, "0003") == before
+            connection.execute(text("UPDATE passages SET removed_version = 2 WHERE source_id = '3'"))
+            connection.execute(
+                text(
+                    "INSERT INTO passages (corpus_id, passage_id, source_id, title, text, added_version) "
+                    "SELECT corpus_id, md5('other')::uuid, source_id, title, 'another text', 3 FROM passages "
+                    "WHERE source_id = '3'"
+                )
+            )
+        back = migrate(command.downgrade, "0003")
+        names = sorted(row["source_id"] for row in back.pop("passages"))
+        assert [name for name in names if name.startswith("3")] == ["3", next(n for n in names if "removed" in n)]
+        assert len(names) == len(before.pop("passages")) + 1
+        assert back == before
         engine.dispose()

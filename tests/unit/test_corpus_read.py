@@ -205,7 +205,8 @@ def test_a_dataset_is_read_as_the_hub_gives_it(tmp_path: Path, monkeypatch: pyte
     (only,) = read_passages("hf://owner/name/default/test")
     assert isinstance(only, LocatedPassage)
     assert only.passage.source_id == "b"
-    for wrong in ("hf://name", "hf://owner//x", "hf://a/b/c/d/e", "hf://owner/other"):
+    (tmp_path / "owner" / "empty").mkdir()
+    for wrong in ("hf://name", "hf://owner//x", "hf://a/b/c/d/e", "hf://owner/empty"):
         with pytest.raises(InvalidInputError, match=wrong):
             list(read_passages(wrong))
 

@@ -1,4 +1,4 @@
-"""reviews: what people decide about records; the runner-up's score, by which they find what to look at
+"""reviews, and the runner-up's score by which people find what to look at; corpora that lose passages; runs that update
 
 Revision ID: 0004
 Revises: 0003
@@ -13,6 +13,17 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
+    op.add_column("runs", sa.Column("updates", sa.Uuid()))
+    op.create_foreign_key(op.f("runs_updates_fkey"), "runs", "runs", ["updates"], ["run_id"])
+    op.add_column("passages", sa.Column("removed_version", sa.Integer()))
+    op.drop_constraint(op.f("passages_corpus_id_source_id_key"), "passages", type_="unique")
+    op.create_index(
+        "passages_source_id",
+        "passages",
+        ["corpus_id", "source_id"],
+        unique=True,
+        postgresql_where=sa.text("removed_version IS NULL"),
+    )
     op.add_column("fret_records", sa.Column("runner_up_fused_score", sa.Double()))
     op.add_column("training_runs", sa.Column("reviews_until", sa.BigInteger(), server_default="0", nullable=False))
     op.create_table(
@@ -44,6 +55,14 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    # the version before knows nothing of removed passages: they come back, under a name that none has
+    op.execute(
+        "UPDATE passages SET source_id = source_id || ' removed ' || passage_id WHERE removed_version IS NOT NULL"
+    )
+    op.drop_index("passages_source_id", "passages")
+    op.create_unique_constraint(op.f("passages_corpus_id_source_id_key"), "passages", ["corpus_id", "source_id"])
+    op.drop_column("passages", "removed_version")
+    op.drop_column("runs", "updates")
     op.drop_table("reviews")
     op.drop_column("training_runs", "reviews_until")
     op.drop_column("fret_records", "runner_up_fused_score")
