@@ -6,7 +6,7 @@ import json
 import os
 import tracemalloc
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
@@ -160,7 +160,7 @@ def test_a_path_that_is_no_corpus_is_an_error(tmp_path: Path, make: object, rule
 # ---- tables
 
 
-def table(path: Path, *rows: dict[str, object]) -> Path:
+def table(path: Path, *rows: dict[str, Any]) -> Path:
     parquet.write_table(pa.Table.from_pylist(list(rows)), path)
     return path
 
@@ -173,14 +173,14 @@ def test_a_parquet_file_is_read_by_its_columns(tmp_path: Path) -> None:
 
 
 def test_a_row_that_breaks_a_rule_is_told_by_its_number(tmp_path: Path) -> None:
-    many: list[dict[str, object]] = [{"_id": str(n), "text": "x"} for n in range(BATCH_ROWS + 1)]
+    many: list[dict[str, Any]] = [{"_id": str(n), "text": "x"} for n in range(BATCH_ROWS + 1)]
     found = list(read_passages(table(tmp_path / "broken.parquet", *many, {"_id": "last", "text": " "})))
     (broken,) = [item for item in found if isinstance(item, Skipped)]
     assert (broken.line, broken.rule) == (BATCH_ROWS + 2, Rule.MISSING_TEXT)
     for column, rule in (({"text": ["x"]}, Rule.NOT_A_STRING), ({"body": "x"}, Rule.MISSING_TEXT)):
-        (broken,) = read_passages(table(tmp_path / "wrong.parquet", {"_id": "a", **column}))
-        assert isinstance(broken, Skipped)
-        assert broken.rule is rule
+        (wrong,) = read_passages(table(tmp_path / "wrong.parquet", {"_id": "a", **column}))
+        assert isinstance(wrong, Skipped)
+        assert wrong.rule is rule
     (tmp_path / "text.parquet").write_text("no table")
     with pytest.raises(InvalidInputError, match=r"text\.parquet"):
         list(read_passages(tmp_path / "text.parquet"))
