@@ -11,9 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from sqlalchemy import Engine
 
-from cli.stack import ensure_stack
+from cli.stack import ensure_stack, running_stack
 from shared.database import make_engine
 from shared.migrate import check_version
+from shared.settings import settings
 
 progress_console = Console(stderr=True)
 
@@ -32,6 +33,10 @@ class Context:
                 yield engine
             finally:
                 engine.dispose()
+
+    def say_if_nobody_works(self) -> None:
+        if running_stack(self.home) is None and settings().database_url is None:
+            say("nothing works on it yet: start the workers with `fretwork up`")
 
 
 def say(message: str) -> None:

@@ -19,6 +19,7 @@ from cli.corpus import command as corpus
 from cli.demo import command as demo
 from cli.export import command as export
 from cli.models import command as models
+from cli.review import command as review
 from cli.runs import command as runs
 from cli.stack import command as stack
 from shared.errors import FretworkError
@@ -66,6 +67,7 @@ app.command("up")(stack.up)
 app.command("down")(stack.down)
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(runs.app, name="run")
+app.command("review")(review.review)
 app.command("export")(export.export)
 app.command("train")(models.train)
 app.command("evaluate")(models.evaluate)

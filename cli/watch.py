@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
+import typer
 from rich.live import Live
 from rich.table import Table
 from sqlalchemy import Engine, text
@@ -87,6 +88,18 @@ def watch_run(engine: Engine, run_id: UUID, name: str) -> int:
 
     stages = _until_done(look, lambda stages: stages_table(f"run {name}", stages), line)
     return sum(s.dead for s in stages)
+
+
+def wait_for(engine: Engine, run_id: UUID, name: str) -> None:
+    """Watches a run until it is done. Ends the command with status 3 where it is paused, or some of it dead."""
+    try:
+        dead = watch_run(engine, run_id, name)
+    except RunPausedError as paused:
+        say(str(paused))
+        raise typer.Exit(3) from None
+    if dead:
+        say(f"{dead:,} items are dead: fretwork run status {name} names the errors")
+        raise typer.Exit(3)
 
 
 def _until_done(

@@ -296,6 +296,8 @@ def _divide(connection: Connection, lost: Claim, reason: str, detail: str) -> No
             text("UPDATE shards SET state = 'done', finished_at = now() WHERE shard_id = :shard_id"), by_id
         )
         _drop(connection, lost, [Dropped(lost.item_ids[0], reason, detail)])
+        if lost.stage == Stage.RELABEL and lost.label_version == 1:  # never judged, so no version has a record of it
+            _drop_in_other_versions(connection, lost.run_id, lost.item_ids[0])
     else:
         half = len(lost.item_ids) // 2
         connection.execute(text("DELETE FROM shards WHERE shard_id = :shard_id"), by_id)
@@ -308,6 +310,21 @@ def _divide(connection: Connection, lost: Claim, reason: str, detail: str) -> No
             label_version=lost.label_version,
         )
         connection.execute(text("UPDATE shards SET state = 'ready' WHERE shard_id = ANY(:ids)"), {"ids": halves})
+
+
+def _drop_in_other_versions(connection: Connection, run_id: UUID | None, query_id: UUID) -> None:
+    connection.execute(
+        text(
+            """
+            INSERT INTO drops (run_id, stage, label_version, item_id, reason, detail)
+            SELECT run_id, stage, label_versions.label_version, item_id, reason, detail
+            FROM drops JOIN label_versions USING (run_id)
+            WHERE run_id = :run_id AND stage = 'relabel' AND drops.label_version = 1 AND item_id = :query_id
+              AND label_versions.label_version > 1
+            """
+        ),
+        {"run_id": run_id, "query_id": query_id},
+    )
 
 
 def open_barriers(connection: Connection) -> int:

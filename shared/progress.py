@@ -20,6 +20,7 @@ from shared.budget import BUDGET
 from shared.counts import BUCKET_S, COUNTS, Count, read_counts
 from shared.fleet import llm_load
 from shared.one_query import read_together
+from shared.records import LabelPolicy
 from shared.runs import Run
 from shared.stages import RUN_STAGES, Stage
 
@@ -207,7 +208,14 @@ def _conservation(sampled: int, counts: Sequence[Count], label_version: int) -> 
         )
 
     def still_open(*stages: Stage) -> int:
-        return sum(amount(*stages, what=state) for state in ("waiting", "ready", "claimed", "dead"))
+        """A query that the first version has not judged yet is open in every version."""
+        return sum(
+            count.amount
+            for count in counts
+            if count.stage in stages
+            and count.what in ("waiting", "ready", "claimed", "dead")
+            and (count.stage != Stage.RELABEL or count.label_version in (1, label_version))
+        )
 
     of_queries = (Stage.RETRIEVE, Stage.DEDUP, Stage.RELABEL)
     return Conservation(
@@ -230,7 +238,24 @@ _DEAD = """
     SELECT stage, count(*) AS shards, error_type, error_message FROM shards
     WHERE run_id = :run_id AND state = 'dead' GROUP BY stage, error_type, error_message ORDER BY 1, 3, 4
 """
-_EVERYTHING = {"run": _RUN, "counts": COUNTS, "paces": _PACES, "budget": BUDGET, "usage": _USAGE, "dead": _DEAD}
+_VERSIONS = "SELECT label_version, policy, created_at FROM label_versions WHERE run_id = :run_id ORDER BY 1"
+# people make these, so there are few
+_REVIEWS = """
+    SELECT label_version, decision, count(*) AS number FROM (
+        SELECT DISTINCT ON (label_version, query_id) label_version, decision FROM reviews WHERE run_id = :run_id
+        ORDER BY label_version, query_id, review_id DESC
+    ) AS latest GROUP BY label_version, decision ORDER BY label_version, decision
+"""
+_EVERYTHING = {
+    "run": _RUN,
+    "versions": _VERSIONS,
+    "reviews": _REVIEWS,
+    "counts": COUNTS,
+    "paces": _PACES,
+    "budget": BUDGET,
+    "usage": _USAGE,
+    "dead": _DEAD,
+}
 
 
 def describe(connection: Connection, run: Run) -> dict[str, Any]:
@@ -253,7 +278,7 @@ def describe(connection: Connection, run: Run) -> dict[str, Any]:
         "deadline_at": budget["deadline_at"],
         "config": run.config.model_dump(mode="json"),
         "records": sums.records,
-        "moved": sum(c.amount for c in counts if c.what == "moved" and c.label_version == 1),
+        "moved": _moved(counts, label_version=1),
         "judged": sum(c.amount for c in counts if c.what == "judged"),
         "judgements_taken_over": sum(c.amount for c in counts if (c.stage, c.what) == (Stage.RELABEL, "taken_over")),
         "queries_taken_over": sum(c.amount for c in counts if (c.stage, c.what) == (Stage.GENERATE, "taken_over")),
@@ -262,6 +287,30 @@ def describe(connection: Connection, run: Run) -> dict[str, Any]:
         "usage": seen["usage"],
         "conservation": {**asdict(sums), "holds": sums.holds},
         "dead": seen["dead"],
+        "label_versions": [_version(run.sampled_count, counts, row, seen["reviews"]) for row in seen["versions"]],
+    }
+
+
+def _moved(counts: Sequence[Count], label_version: int) -> int:
+    return sum(c.amount for c in counts if c.what == "moved" and c.label_version == label_version)
+
+
+def _version(
+    sampled: int, counts: Sequence[Count], row: dict[str, Any], reviews: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """One labelling of the run: its policy, and what became of the queries under it."""
+    version = row["label_version"]
+    sums = _conservation(sampled, counts, version)
+    dropped = [c for c in counts if c.stage == Stage.RELABEL and c.label_version == version and c.what.startswith(DROP)]
+    return {
+        **row,
+        "policy": LabelPolicy(**row["policy"]).model_dump(mode="json"),
+        "records": sums.records,
+        "moved": _moved(counts, version),
+        "dropped": {c.what.removeprefix(DROP): c.amount for c in dropped if c.amount},
+        "queries_open": sums.queries_open,
+        "holds": sums.holds,
+        "reviewed": {each["decision"]: each["number"] for each in reviews if each["label_version"] == version},
     }
 
 

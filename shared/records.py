@@ -86,6 +86,7 @@ class FRetRecord:
     positive_rc_rank: int
     positive_fused_score: float
     seed_fused_score: float
+    runner_up_fused_score: float  # the best of the other candidates'
     positive_span: Span | None = None
     negative_spans: tuple[Span | None, ...] = ()
 
@@ -103,6 +104,9 @@ class LabelPolicy(BaseModel):
         description="p_1: the best by fused rank, as in the paper, the default with the teacher llm; seed: the passage "
         "the query was made from, the default with the offline teacher, for which it is the better of the two "
         "(docs/decisions.md)",
+    )
+    fusion: Literal["rrf", "ql", "rc"] = Field(
+        "rrf", description="what candidates are ordered by: rrf: both ranks, as in the paper; ql, rc: one of them alone"
     )
     negative: Literal["lowest", "sampled"] = Field(
         "lowest",
@@ -173,8 +177,8 @@ class RunConfig(BaseModel):
     shard_size: int = Field(32, ge=1, le=1024, description="items per shard")
     follows: UUID | None = Field(
         None,
-        description="an earlier run's id: its LLM's queries and judgements are taken over where they would come out "
-        "the same, and only what is new is written and judged; `--follow` sets it",
+        description="an earlier run's id: its vectors, and its LLM's queries and judgements, are taken over where they "
+        "would come out the same; `--follow` sets it",
     )
     labels: LabelPolicy = Field(
         LabelPolicy(),
@@ -204,6 +208,12 @@ class RunConfig(BaseModel):
         return RunConfig(**{**self.model_dump(), "labels": labels}).labels
 
     def sha256(self) -> str:
-        """The hash of what decides the records; the shard size and what is taken over do not, so they are left out."""
+        """The hash of what decides the records: the shard size and what is taken over do not, so they are left out.
+
+        A setting that came later stands in it only where it is not the default: earlier hashes, and with them the ids
+        of queries, stay what they were.
+        """
         content = self.model_dump(mode="json", exclude={"shard_size", "follows"})
+        if self.labels.fusion == "rrf":
+            del content["labels"]["fusion"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

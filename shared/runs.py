@@ -1,4 +1,4 @@
-"""Starts what the pipeline works on: runs, new label versions, training runs and evaluations; resumes a paused run.
+"""Starts what the pipeline works on: runs, training runs and evaluations; pauses, resumes and cancels runs.
 
 Everything that a start needs is one transaction in SQL, so a corpus of any size costs the caller no memory.
 """
@@ -9,14 +9,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 from uuid import UUID, uuid4, uuid5
 
-from pydantic import ValidationError
-from sqlalchemy import Connection, insert, select, text
+from sqlalchemy import Connection, func, insert, select, text
 
 from shared import ledger
 from shared.budget import find_budget, set_limits
 from shared.errors import FretworkError, NotDoneError, NotFoundError, SettingError
-from shared.records import NAMESPACE, LabelPolicy, RunConfig
-from shared.schema import corpora, evaluations, label_versions, runs, training_runs
+from shared.records import NAMESPACE, RunConfig
+from shared.schema import corpora, evaluations, label_versions, reviews, runs, training_runs
 from shared.settings import settings
 from shared.stages import Stage
 
@@ -53,18 +52,6 @@ def find_run(connection: Connection, name_or_id: str | UUID) -> Run:
     return Run(**{**row, "config": RunConfig(**row["config"])})
 
 
-def find_policy(connection: Connection, run: Run, label_version: int) -> LabelPolicy:
-    """The policy of one of the run's label versions. Raises NotFoundError."""
-    policy = connection.execute(
-        select(label_versions.c.policy).where(
-            label_versions.c.run_id == run.run_id, label_versions.c.label_version == label_version
-        )
-    ).scalar_one_or_none()
-    if policy is None:
-        raise NotFoundError(f"run {run.name} has no label version {label_version}")
-    return LabelPolicy(**policy)
-
-
 def draft_run(connection: Connection, corpus_name: str, config: RunConfig) -> Run:
     """The run that `start_run` would start now; nothing is written. Raises NotFoundError without such a corpus."""
     corpus = connection.execute(select(corpora).where(corpora.c.name == corpus_name)).mappings().one_or_none()
@@ -93,21 +80,17 @@ def draft_run(connection: Connection, corpus_name: str, config: RunConfig) -> Ru
 
 def _check_can_follow(earlier: Run, config: RunConfig) -> None:
     """Raises SettingError where its queries and judgements would be others, NotDoneError before it is done."""
-    if config.teacher != "llm" or earlier.config.teacher != "llm":
-        raise SettingError(
-            f"run {earlier.name} cannot be followed: only what an LLM wrote and judged is taken over, and the "
-            "statistical methods depend on the corpus as a whole and cost next to nothing"
-        )
-    decisive = {"seed", "queries_per_passage", "llm"}
-    ours, theirs = (one.model_dump(include=decisive) for one in (config, earlier.config))
-    if ours != theirs:
-        differing = [name for name in ours if ours[name] != theirs[name]]
-        if "llm" in differing:
-            differing.remove("llm")
-            differing += [f"llm.{name}" for name in ours["llm"] if ours["llm"][name] != theirs["llm"][name]]
-        raise SettingError(f"run {earlier.name} cannot be followed, because it had other values of {differing}")
+    decisive = {"teacher"} | ({"seed", "queries_per_passage", "llm"} if config.teacher == "llm" else set())
+    ours, theirs = (_flat(one.model_dump(include=decisive)) for one in (config, earlier.config))
+    differing = ", ".join(name for name in ours if ours[name] != theirs.get(name))
+    if differing:
+        raise SettingError(f"run {earlier.name} cannot be followed: it had another value of {differing}")
     if earlier.state not in ("done", "cancelled"):
         raise NotDoneError(f"run {earlier.name} is {earlier.state}: only a finished run can be followed")
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    return {**values, **{f"llm.{name}": value for name, value in values.pop("llm", {}).items()}}
 
 
 def start_run(
@@ -122,10 +105,9 @@ def start_run(
 
     The run is paused once its LLM calls have used `max_tokens` (prompts and completions), or `max_hours` from now
     (`shared.budget`). Raises NotFoundError where there is no such corpus, SettingError where it does not fit the
-    in-process Qdrant or the teacher uses no tokens to be limited.
+    in-process Qdrant, the teacher uses no tokens to be limited, or the run that it follows cannot be followed.
     """
-    # one start at a time: the run's number counts those before it
-    connection.execute(select(corpora.c.corpus_id).where(corpora.c.name == corpus_name).with_for_update())
+    _lock_corpus(connection, corpus_name)  # the run's number counts those before it
     run = draft_run(connection, corpus_name, config)
     _check_local_index(run)
     frozen = {field.name: getattr(run, field.name) for field in fields(run)}
@@ -139,6 +121,31 @@ def start_run(
     _shard_passages(connection, run, Stage.INDEX, run.passage_count)
     _shard_passages(connection, run, Stage.GENERATE, run.sampled_count)
     return run
+
+
+def _lock_corpus(connection: Connection, corpus_name: str) -> None:
+    """One start at a time."""
+    connection.execute(select(corpora.c.corpus_id).where(corpora.c.name == corpus_name).with_for_update())
+
+
+def find_unfinished(connection: Connection, corpus_name: str, config: RunConfig) -> Run | None:
+    """The newest run of the same fingerprint, corpus and configuration, that is running or paused; None where none is.
+
+    No other run of this corpus starts before the transaction ends. Raises NotFoundError without such a corpus.
+    """
+    _lock_corpus(connection, corpus_name)
+    wanted = draft_run(connection, corpus_name, config)
+    found = connection.execute(
+        select(runs.c.run_id)
+        .where(
+            runs.c.corpus_id == wanted.corpus_id,
+            runs.c.fingerprint == wanted.fingerprint,
+            runs.c.state.in_(("running", "paused")),
+        )
+        .order_by(runs.c.created_at.desc(), runs.c.name)
+        .limit(1)
+    ).scalar_one_or_none()
+    return find_run(connection, found) if found else None
 
 
 def resume_run(
@@ -203,7 +210,9 @@ def _check_local_index(run: Run) -> None:
 
 # the first by a hash of seed and id: a sample that depends on nothing else
 _SAMPLE = """
-    SELECT passage_id FROM passages WHERE corpus_id = :corpus_id AND added_version <= :version
+    SELECT passage_id FROM passages
+    WHERE corpus_id = :corpus_id AND added_version <= :version
+      AND (removed_version IS NULL OR removed_version > :version)
     ORDER BY md5(:seed || CAST(passage_id AS text)) LIMIT :sample
 """
 
@@ -246,63 +255,6 @@ def _shard_passages(connection: Connection, run: Run, stage: Stage, size: int) -
     )
 
 
-def add_label_version(connection: Connection, run: Run, policy: LabelPolicy) -> int:
-    """Labels the run's stored scores anew under another policy, at the cost of no teacher call.
-
-    What the policy leaves open is as it would be at the run's start. Returns the version that has this policy: an
-    existing one where the run was labelled so before. Raises SettingError where the run's candidates cannot fill it,
-    NotDoneError where the run is running or paused.
-    """
-    try:
-        policy = run.config.policy(policy)
-    except ValidationError as error:
-        raise SettingError(f"run {run.name} cannot be labelled so: {error.errors()[0]['msg']}") from None
-    state = connection.execute(select(runs.c.state).where(runs.c.run_id == run.run_id).with_for_update()).scalar_one()
-    versions = connection.execute(
-        select(label_versions.c.label_version, label_versions.c.policy).where(label_versions.c.run_id == run.run_id)
-    ).all()
-    for version, stored in versions:
-        if LabelPolicy(**stored) == policy:
-            return int(version)
-    if state != "done":
-        raise NotDoneError(f"run {run.name} is not done: only a finished run can be labelled anew")
-    label_version = max(version for version, _ in versions) + 1
-    connection.execute(
-        insert(label_versions).values(
-            run_id=run.run_id, label_version=label_version, policy=policy.model_dump(mode="json")
-        )
-    )
-    connection.execute(
-        text(
-            """
-            INSERT INTO shards (shard_id, run_id, stage, label_version, state, item_ids, item_count)
-            SELECT CAST(md5(CAST(:run_id AS text) || '/labels/' || :version || '/' || number) AS uuid), :run_id,
-                   'relabel', :version, 'ready', array_agg(query_id ORDER BY query_id), count(*)
-            FROM (
-                SELECT query_id, (row_number() OVER (ORDER BY query_id) - 1) / :shard_size AS number
-                FROM queries WHERE run_id = :run_id AND ql_scores IS NOT NULL
-            ) AS numbered
-            GROUP BY number
-            """
-        ),
-        {"run_id": run.run_id, "version": label_version, "shard_size": run.config.shard_size},
-    )
-    # a query that never got its scores ends in every version with the reason that it has in the first
-    connection.execute(
-        text(
-            """
-            INSERT INTO drops (run_id, stage, label_version, item_id, reason, detail)
-            SELECT drops.run_id, stage, :version, item_id, reason, detail
-            FROM drops JOIN queries ON queries.run_id = drops.run_id AND query_id = item_id
-            WHERE drops.run_id = :run_id AND stage = 'relabel' AND label_version = 1 AND ql_scores IS NULL
-            """
-        ),
-        {"run_id": run.run_id, "version": label_version},
-    )
-    connection.execute(text("UPDATE runs SET state = 'running' WHERE run_id = :run_id"), {"run_id": run.run_id})
-    return int(label_version)
-
-
 def start_training(
     connection: Connection, run: Run, label_version: int, config: dict[str, Any], output_dir: str
 ) -> UUID:
@@ -313,6 +265,7 @@ def start_training(
             training_run_id=training_run_id,
             run_id=run.run_id,
             label_version=label_version,
+            reviews_until=select(func.coalesce(func.max(reviews.c.review_id), 0)).scalar_subquery(),
             config=config,
             output_dir=output_dir,
         )

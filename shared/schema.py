@@ -16,12 +16,12 @@ from sqlalchemy import (
     Double,
     ForeignKey,
     ForeignKeyConstraint,
+    Identity,
     Index,
     Integer,
     MetaData,
     Table,
     Text,
-    UniqueConstraint,
     Uuid,
     func,
     text,
@@ -56,7 +56,9 @@ corpora = Table(
     metadata,
     Column("corpus_id", Uuid, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
-    Column("version", Integer, nullable=False, server_default="0"),  # + 1 by each import that adds a passage
+    Column(
+        "version", Integer, nullable=False, server_default="0"
+    ),  # + 1 by an import that adds, a removal that removes
     Column("passage_count", BigInteger, nullable=False, server_default="0"),
     Column("term_count", BigInteger, nullable=False, server_default="0"),
     # of the sorted passage ids, which are hashes of the content: equal corpora have equal hashes
@@ -73,7 +75,10 @@ passages = Table(
     Column("title", Text, nullable=False),
     Column("text", Text, nullable=False),
     Column("added_version", Integer, nullable=False),
-    UniqueConstraint("corpus_id", "source_id"),
+    Column("removed_version", Integer),  # the first that is without it; the row stays for the runs that had it
+    Index(
+        "passages_source_id", "corpus_id", "source_id", unique=True, postgresql_where=text("removed_version IS NULL")
+    ),
 )
 
 corpus_terms = Table(
@@ -140,7 +145,8 @@ endpoints = Table(  # what all processes know together of an LLM server: its cir
 
 # How many of what a run has, exact in any snapshot as the sum of both tables: triggers (migration 0003) append a delta
 # for every change of shards, drops, queries and records, and the dispatcher adds the deltas up (shared/counts.py).
-# `what`: a shard's state (in items), drop:REASON, queries, seeds, records, moved (records whose positive is no seed).
+# `what`: a shard's state (in items), drop:REASON, queries, seeds, records, moved (records whose positive is no seed),
+# and, written by the services themselves: judged (candidates), taken_over (judgements, and queries, of an earlier run).
 counts = Table(
     "counts",
     metadata,
@@ -281,6 +287,7 @@ fret_records = Table(
     Column("positive_rc_rank", Integer, nullable=False),
     Column("positive_fused_score", Double, nullable=False),
     Column("seed_fused_score", Double, nullable=False),
+    Column("runner_up_fused_score", Double),  # the best of the other candidates'; null in records of before 0004
     Column("positive_changed", Boolean, nullable=False),  # the positive is not the seed passage
     # where the query stands verbatim, [start, end) in characters of the passage's text; null: nowhere
     Column("positive_span", ARRAY(Integer)),
@@ -290,12 +297,40 @@ fret_records = Table(
     Index("fret_records_moved", "run_id", "label_version", "query_id", postgresql_where=text("positive_changed")),
 )
 
+reviews = Table(  # what people decided; the newest of a record counts, and none is changed (shared/reviews.py)
+    "reviews",
+    metadata,
+    Column("review_id", BigInteger, Identity(always=True), primary_key=True),
+    Column("run_id", Uuid, nullable=False),
+    Column("query_id", Uuid, nullable=False),
+    Column("label_version", Integer, nullable=False),
+    Column("decision", Text, nullable=False),
+    # where it is swapped: the record with the passage that was chosen, as in fret_records
+    Column("positive_id", Uuid),
+    Column("negative_ids", ARRAY(Uuid)),
+    Column("positive_ql_rank", Integer),
+    Column("positive_rc_rank", Integer),
+    Column("positive_fused_score", Double),
+    Column("positive_changed", Boolean),
+    Column("positive_span", ARRAY(Integer)),
+    Column("negative_spans", JSONB),
+    _created_at(),
+    CheckConstraint("decision in ('accepted', 'swapped', 'dropped')", name="decision"),
+    ForeignKeyConstraint(
+        ["run_id", "query_id", "label_version"],
+        ["fret_records.run_id", "fret_records.query_id", "fret_records.label_version"],
+        ondelete="CASCADE",
+    ),
+    Index("reviews_of_records", "run_id", "label_version", "query_id", "review_id"),
+)
+
 training_runs = Table(
     "training_runs",
     metadata,
     Column("training_run_id", Uuid, primary_key=True),
     Column("run_id", Uuid, ForeignKey("runs.run_id", ondelete="CASCADE"), nullable=False),
     Column("label_version", Integer, nullable=False),
+    Column("reviews_until", BigInteger, nullable=False, server_default="0"),  # the newest review that it reads
     Column("config", JSONB, nullable=False),  # services/trainer: TrainingConfig
     Column("output_dir", Text, nullable=False),
     # its state is its shard's; progress is written while it runs, the result when it is done

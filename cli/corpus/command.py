@@ -1,8 +1,9 @@
-"""`fretwork corpus`: add and list."""
+"""`fretwork corpus`: add, remove and list."""
 
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from sqlalchemy import select
 
 from cli.context import Context, progress_console, say
 from cli.corpus.lines import Skipped
+from cli.corpus.remove import read_ids, remove_passages
 from cli.corpus.store import import_corpus
 from shared.schema import corpora
 
@@ -22,7 +24,12 @@ def add(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="what to call the corpus")],
     path: Annotated[
-        Path, typer.Argument(help="a BEIR folder (corpus.jsonl), a .jsonl file, or a folder of .txt and .md files")
+        str,
+        typer.Argument(
+            metavar="PATH",
+            help="a BEIR folder (corpus.jsonl), a .jsonl or .parquet file, a folder of .parquet or of .txt and .md "
+            "files, or hf://OWNER/NAME[/CONFIG[/SPLIT]]",
+        ),
     ],
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="import the rest of a file whose lines break a rule, and name each")
@@ -30,8 +37,8 @@ def add(
 ) -> None:
     """Import passages into a corpus, new or not; importing the same ones twice changes nothing.
 
-    A .jsonl line is an object with `_id`, `text` and, if it likes, `title`. A line that breaks a rule is an error that
-    names file, line and rule, and then nothing is imported, unless --skip-invalid.
+    A .jsonl line is an object with `_id`, `text` and, if it likes, `title`; a table has these columns. A line or row
+    that breaks a rule is an error that names file, line and rule, and then nothing is imported, unless --skip-invalid.
     """
 
     def name_skipped(skipped: Skipped) -> None:
@@ -51,6 +58,32 @@ def add(
     typer.echo(
         f"corpus {report.corpus}: {report.passage_count:,} passages ({report.added:,} added, {report.unchanged:,} "
         f"unchanged, {report.duplicates:,} duplicates left out{skipped})"
+    )
+    say(f"next: fretwork run start --corpus {report.corpus} --wait")
+
+
+@app.command()
+def remove(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="the corpus")],
+    source_ids: Annotated[
+        list[str] | None, typer.Option("--source-id", metavar="ID", help="a passage's `_id`; may be given often")
+    ] = None,
+    ids: Annotated[Path | None, typer.Option(help="a file of `_id`s, one a line")] = None,
+) -> None:
+    """Take passages out of a corpus, which makes a new version of it.
+
+    Later runs are without them, in their index, candidates and records. Earlier runs are what they were: a run keeps
+    the version that it was started on.
+    """
+    settings: Context = context.obj
+    named = [(source_id, "--source-id", None) for source_id in source_ids or ()]
+    with settings.database() as engine:
+        report = remove_passages(engine, name, chain(named, read_ids(ids) if ids else ()))
+    gone = f", {report.gone:,} gone before" if report.gone else ""
+    typer.echo(
+        f"corpus {report.corpus}: {report.passage_count:,} passages ({report.removed:,} removed{gone}), "
+        f"version {report.version}"
     )
     say(f"next: fretwork run start --corpus {report.corpus} --wait")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from shared.errors import InvalidInputError
 from shared.records import Passage, passage_id
@@ -46,10 +46,10 @@ class Rule(Enum):
 
 @dataclass(frozen=True, slots=True)
 class LocatedPassage:
-    """A passage and the file and line (from 1) that it begins on."""
+    """A passage and the file and line (from 1) that it begins on, or a dataset's address and its row."""
 
     passage: Passage
-    path: Path
+    path: Path | str
     line: int
 
 
@@ -57,7 +57,7 @@ class LocatedPassage:
 class Skipped:
     """A line (from 1) that breaks a rule, and so is no passage of the corpus."""
 
-    path: Path
+    path: Path | str
     line: int
     rule: Rule
     detail: str = ""
@@ -106,6 +106,21 @@ def decode(line: bytes) -> str:
     if "\0" in text:
         raise BrokenRuleError(Rule.NUL_BYTE)
     return text
+
+
+_JSON_NAMES = {bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
+
+
+def passage_of(row: dict[str, Any]) -> Passage:
+    """The passage that a line's object, or a table's row, is. Raises BrokenRuleError."""
+    source_id, title, text = (row.get(key) for key in ("_id", "title", "text"))
+    if type(source_id) is int:
+        source_id = str(source_id)
+    for key, field in (("_id", source_id), ("title", title), ("text", text)):
+        if not isinstance(field, str | None):
+            name = _JSON_NAMES.get(type(field), type(field).__name__)
+            raise BrokenRuleError(Rule.NOT_A_STRING, f"{key} is a JSON {name}")
+    return checked_passage(source_id or "", title or "", text or "")
 
 
 def checked_passage(source_id: str, title: str, text: str) -> Passage:

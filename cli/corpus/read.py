@@ -1,7 +1,8 @@
 """Files become passages here, one at a time. No database.
 
-Three inputs are read: a BEIR folder (its `corpus.jsonl`; queries and qrels are none of an import's business), a
-`.jsonl` file of the same form, and a folder of `.txt` and `.md` files, see `text_folder`.
+Read are a BEIR folder (its `corpus.jsonl`; queries and qrels are none of an import's business), a `.jsonl` file of the
+same form, a `.parquet` file or a folder of them or a dataset of the hub (`tables`), and a folder of `.txt` and `.md`
+files (`text_folder`).
 
 In a `.jsonl` file each line is an object with `_id` (a string; an integer is taken as its decimal digits), `text` (a
 string) and, if it likes, `title` (a string or null); other keys are ignored, and so are blank lines, a byte order mark
@@ -15,29 +16,41 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cli.corpus.lines import BrokenRuleError, LocatedPassage, Rule, Skipped, checked_passage, decode, numbered_lines
+from cli.corpus.lines import BrokenRuleError, LocatedPassage, Rule, Skipped, decode, numbered_lines, passage_of
+from cli.corpus.tables import HUB, read_hub, read_parquet
 from cli.corpus.text_folder import read_text_folder
 from shared.errors import InvalidInputError
 from shared.records import Passage
 
 
-def read_passages(path: Path) -> Iterator[LocatedPassage | Skipped]:
+def read_passages(path: Path | str) -> Iterator[LocatedPassage | Skipped]:
     """The passages of `path` in a fixed order, and in their places the lines that break a rule.
 
     That one `_id` has two texts is not seen here: it takes the whole corpus to know. Raises InvalidInputError for a
     path that is missing, unreadable or of no known kind.
     """
+    if str(path).startswith(HUB):
+        yield from read_hub(str(path))
+        return
+    path = Path(path)
     if path.is_dir():
-        beir = path / "corpus.jsonl"
-        yield from _read_jsonl(beir) if beir.is_file() else read_text_folder(path)
+        beir, tables = path / "corpus.jsonl", sorted(path.glob("*.parquet"))
+        if beir.is_file():
+            yield from _read_jsonl(beir)
+        elif tables:
+            for table in tables:
+                yield from read_parquet(table)
+        else:
+            yield from read_text_folder(path)
     elif not path.exists():
         raise InvalidInputError(path, None, "there is no such file or folder")
     elif path.suffix.lower() == ".jsonl":
         yield from _read_jsonl(path)
+    elif path.suffix.lower() == ".parquet":
+        yield from read_parquet(path)
     else:
-        raise InvalidInputError(
-            path, None, "not a kind of corpus: name a BEIR folder, a .jsonl file or a folder of .txt and .md files"
-        )
+        rule = "not a kind of corpus: name a BEIR folder, a .jsonl or .parquet file or a folder of .txt and .md files"
+        raise InvalidInputError(path, None, rule)
 
 
 def _read_jsonl(path: Path) -> Iterator[LocatedPassage | Skipped]:
@@ -61,16 +74,7 @@ def _parse(line: str) -> Passage:
         raise BrokenRuleError(Rule.MALFORMED_JSON, str(error)) from None
     if not isinstance(value, dict):
         raise BrokenRuleError(Rule.NOT_AN_OBJECT)
-    source_id, title, text = (value.get(key) for key in ("_id", "title", "text"))
-    if type(source_id) is int:
-        source_id = str(source_id)
-    for key, field in (("_id", source_id), ("title", title), ("text", text)):
-        if not isinstance(field, str | None):
-            raise BrokenRuleError(Rule.NOT_A_STRING, f"{key} is a JSON {_JSON_NAMES[type(field)]}")
-    return checked_passage(source_id or "", title or "", text or "")
-
-
-_JSON_NAMES = {bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
+    return passage_of(value)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,20 +11,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from uuid import UUID, uuid5
 
-import psycopg
 from sqlalchemy import Connection, Engine, text
 
 from cli.corpus.lines import LocatedPassage, Rule, Skipped
 from cli.corpus.read import read_passages
+from cli.corpus.tables import HUB
+from cli.corpus.version import PASSAGE_COUNT, close_version, copy_rows, lock_corpus
 from shared.errors import InvalidInputError
 from shared.records import NAMESPACE
-from shared.terms import passage_terms
 
 PROGRESS_EVERY = 1_000  # lines
-MAX_COUNTED_TERMS = 100_000  # distinct ones held in memory before they go to the database
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -45,7 +44,7 @@ class ImportReport:
 def import_corpus(
     engine: Engine,
     name: str,
-    path: Path,
+    path: Path | str,
     *,
     skip_invalid: bool = False,
     on_skipped: Callable[[Skipped], None] = lambda _: None,
@@ -76,7 +75,7 @@ def import_corpus(
 
     corpus_id = uuid5(NAMESPACE, name)
     with engine.begin() as connection:
-        version = _lock_corpus(connection, corpus_id, name)
+        version = lock_corpus(connection, corpus_id, name)
         _stage(connection, read_passages(path), skip, on_progress)
         _take_two_texts(connection, corpus_id, skip)
         staged = connection.execute(text("SELECT count(*) FROM staged")).scalar_one()
@@ -87,9 +86,8 @@ def import_corpus(
         same_id = connection.execute(_COUNT_SAME_ID, {"corpus_id": corpus_id}).scalar_one()
         if added:
             version += 1
-            _count_terms(connection, corpus_id, version)
-            connection.execute(_UPDATE_CORPUS, {"corpus_id": corpus_id, "version": version})
-        passage_count = connection.execute(_PASSAGE_COUNT, {"corpus_id": corpus_id}).scalar_one()
+            close_version(connection, corpus_id, version)
+        passage_count = connection.execute(PASSAGE_COUNT, {"corpus_id": corpus_id}).scalar_one()
     return ImportReport(
         corpus=name,
         version=version,
@@ -99,26 +97,6 @@ def import_corpus(
         duplicates=staged - same_id,
         skipped=dict(skipped),
     )
-
-
-def _lock_corpus(connection: Connection, corpus_id: UUID, name: str) -> int:
-    """The corpus's version, its row made if need be and held until the transaction ends.
-
-    NO KEY UPDATE is the lock that another import waits for and a foreign key's check does not.
-    """
-    key = {"corpus_id": corpus_id, "name": name}
-    connection.execute(
-        text("INSERT INTO corpora (corpus_id, name) VALUES (:corpus_id, :name) ON CONFLICT DO NOTHING"), key
-    )
-    row = connection.execute(text("SELECT version FROM corpora WHERE corpus_id = :corpus_id FOR NO KEY UPDATE"), key)
-    return int(row.scalar_one())
-
-
-def _copy(connection: Connection, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
-    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
-    with driver.cursor() as cursor, cursor.copy(statement) as copy:
-        for row in rows:
-            copy.write_row(row)
 
 
 def _stage(
@@ -154,7 +132,7 @@ def _stage(
             )
         on_progress(position)
 
-    _copy(connection, "COPY staged FROM STDIN", rows())
+    copy_rows(connection, "COPY staged FROM STDIN", rows())
     connection.execute(text("ANALYZE staged"))  # nobody else can: the table is this session's
 
 
@@ -168,7 +146,7 @@ _FIND_TWO_TEXTS = text(
                first_value(staged.line) OVER same_id AS first_line,
                coalesce(stored.passage_id, first_value(staged.passage_id) OVER same_id) AS owner_id
         FROM staged LEFT JOIN passages AS stored
-          ON stored.corpus_id = :corpus_id AND stored.source_id = staged.source_id
+          ON stored.corpus_id = :corpus_id AND stored.source_id = staged.source_id AND stored.removed_version IS NULL
         WINDOW same_id AS (PARTITION BY staged.source_id ORDER BY staged.position)
     ) AS owned
     WHERE passage_id <> owner_id
@@ -188,11 +166,15 @@ def _take_two_texts(connection: Connection, corpus_id: UUID, skip: Callable[[Ski
             first = (
                 f"line {row.first_line}" if row.added_version is None else f"version {row.added_version} of the corpus"
             )
-            skip(Skipped(Path(row.path), row.line, Rule.ID_WITH_TWO_TEXTS, f"the first is in {first}"))
+            path = row.path if row.path.startswith(HUB) else Path(row.path)
+            skip(Skipped(path, row.line, Rule.ID_WITH_TWO_TEXTS, f"the first is in {first}"))
 
 
 def _insert_new(connection: Connection, corpus_id: UUID, version: int) -> int:
-    """Adds the staged passages that the corpus lacks, each under the first `_id` that it came with; how many."""
+    """Adds the staged passages that the corpus lacks, each under the first `_id` that it came with; how many.
+
+    One that was removed before comes back.
+    """
     statement = text(
         """
         INSERT INTO passages (corpus_id, passage_id, source_id, title, text, added_version)
@@ -200,78 +182,16 @@ def _insert_new(connection: Connection, corpus_id: UUID, version: int) -> int:
         FROM staged JOIN (SELECT min(position) AS position FROM staged GROUP BY passage_id) AS first USING (position)
         WHERE NOT EXISTS (
             SELECT FROM passages WHERE corpus_id = :corpus_id AND passages.passage_id = staged.passage_id
+              AND removed_version IS NULL
         )
+        ON CONFLICT (corpus_id, passage_id) DO UPDATE SET
+            source_id = excluded.source_id, added_version = excluded.added_version, removed_version = NULL
         """
     )
     return connection.execute(statement, {"corpus_id": corpus_id, "version": version}).rowcount
 
 
 _COUNT_SAME_ID = text(
-    "SELECT count(*) FROM staged JOIN passages USING (passage_id, source_id) WHERE corpus_id = :corpus_id"
+    "SELECT count(*) FROM staged JOIN passages USING (passage_id, source_id) "
+    "WHERE corpus_id = :corpus_id AND removed_version IS NULL"
 )
-
-
-def _count_terms(connection: Connection, corpus_id: UUID, version: int) -> None:
-    """Writes this version's corpus_terms: the version's before it, and the counts of what `version` added."""
-    connection.execute(text("CREATE TEMPORARY TABLE counted (term text, df bigint, cf bigint) ON COMMIT DROP"))
-    document_frequency: Counter[str] = Counter()
-    collection_frequency: Counter[str] = Counter()
-
-    def flush() -> None:
-        rows = ((term, document_frequency[term], count) for term, count in collection_frequency.items())
-        _copy(connection, "COPY counted FROM STDIN", rows)
-        document_frequency.clear()
-        collection_frequency.clear()
-
-    key = {"corpus_id": corpus_id, "version": version}
-    with connection.execute(
-        text("SELECT title, text FROM passages WHERE corpus_id = :corpus_id AND added_version = :version"),
-        key,
-        execution_options={"yield_per": PROGRESS_EVERY},
-    ) as added:
-        for title, body in added:
-            counts = Counter(passage_terms(title, body))
-            collection_frequency.update(counts)
-            document_frequency.update(counts.keys())
-            if len(collection_frequency) > MAX_COUNTED_TERMS:
-                flush()
-    flush()
-    connection.execute(
-        text(
-            """
-            INSERT INTO corpus_terms (corpus_id, version, term, document_frequency, collection_frequency)
-            SELECT :corpus_id, :version, term, sum(df), sum(cf)
-            FROM (
-                SELECT term, df, cf FROM counted
-                UNION ALL
-                SELECT term, document_frequency, collection_frequency FROM corpus_terms
-                WHERE corpus_id = :corpus_id AND version = :version - 1
-            ) AS versions
-            GROUP BY term
-            """
-        ),
-        key,
-    )
-
-
-# The hash runs over the ids' 16 bytes each, in order, so it tells two corpora of other content apart and nothing else.
-_UPDATE_CORPUS = text(
-    """
-    UPDATE corpora SET
-        version = :version,
-        passage_count = content.passage_count,
-        content_hash = content.content_hash,
-        term_count = (
-            SELECT coalesce(sum(collection_frequency), 0) FROM corpus_terms
-            WHERE corpus_id = :corpus_id AND version = :version
-        )
-    FROM (
-        SELECT count(*) AS passage_count,
-               encode(sha256(string_agg(uuid_send(passage_id), ''::bytea ORDER BY passage_id)), 'hex') AS content_hash
-        FROM passages WHERE corpus_id = :corpus_id
-    ) AS content
-    WHERE corpus_id = :corpus_id
-    """
-)
-
-_PASSAGE_COUNT = text("SELECT passage_count FROM corpora WHERE corpus_id = :corpus_id")

@@ -25,7 +25,9 @@ def read_text_folder(root: Path) -> Iterator[LocatedPassage | Skipped]:
         found = True
         yield from _read_text_file(root, path)
     if not found:
-        raise InvalidInputError(root, None, "there is no corpus.jsonl and no .txt or .md file in this folder")
+        raise InvalidInputError(
+            root, None, "there is no corpus.jsonl and no .txt or .md or .parquet file in this folder"
+        )
 
 
 def _text_files(root: Path) -> Iterator[Path]:

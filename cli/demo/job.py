@@ -24,9 +24,10 @@ from cli.watch import watch_run, watch_shard
 from services.trainer.config import BeirFolder, EvaluationConfig
 from services.trainer.model_card import write_model_card
 from shared.errors import FretworkError
+from shared.labels import add_label_version
 from shared.progress import Conservation, StageProgress, conservation, stage_progress
 from shared.records import LabelPolicy
-from shared.runs import Run, add_label_version, start_evaluation, start_run, start_training
+from shared.runs import Run, start_evaluation, start_run, start_training
 
 Policy = Literal["seed", "p_1"]
 POLICIES: tuple[Policy, ...] = ("seed", "p_1")

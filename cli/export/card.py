@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from shared.text_format import format_passage, query_prompt
+
+
+def _parts(files: Iterable[str]) -> dict[str, str]:
+    """The hub's configurations, each with its file: two of a BEIR folder, whose qrels are of another format."""
+    names = {"train.parquet": "default", "train.jsonl": "default", "corpus.jsonl": "corpus", "queries.jsonl": "queries"}
+    return {names[path]: path for path in files if path in names}
 
 
 def render_card(manifest: dict[str, Any], descriptions: Sequence[tuple[str, int]]) -> str:
@@ -21,7 +27,7 @@ def render_card(manifest: dict[str, Any], descriptions: Sequence[tuple[str, int]
     environment.filters["pystring"] = repr
     return environment.get_template("README.md.j2").render(
         **manifest,
-        data_file=next(iter(manifest["files"])),
+        parts=_parts(manifest["files"]),
         descriptions=[(" ".join(description.split()), records) for description, records in descriptions],
         query_prompt=query_prompt(descriptions[0][0]),
         passage_prompt=format_passage("", ""),

@@ -19,7 +19,9 @@ def export(
     export_format: Annotated[
         ExportFormat,
         typer.Option(
-            "--format", help="parquet and jsonl: all columns; sentence-transformers: anchor, positive, negative"
+            "--format",
+            help="parquet and jsonl: all columns; sentence-transformers: anchor, positive, negative; bge: a line per "
+            "query, for FlagEmbedding; beir: a folder of corpus, queries and qrels",
         ),
     ] = ExportFormat.PARQUET,
     label_version: Annotated[int, typer.Option(help="which labelling of the run's queries")] = 1,

@@ -14,16 +14,19 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import orjson
-from sqlalchemy import ColumnElement, Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, func, select
 
+from cli.export import beir, bge
 from cli.export.card import render_card
 from cli.export.parquet_jsonl import SCHEMA, write_jsonl, write_parquet
 from cli.export.rows import ExportRow, read_rows
 from cli.export.sentence_transformers import triplet_columns, write_triplets
 from shared.errors import InvalidInputError, NotFoundError
+from shared.labels import find_policy
 from shared.records import LabelPolicy
-from shared.runs import Run, find_policy, find_run
-from shared.schema import corpora, fret_records, queries
+from shared.reviews import DROPPED, count_reviews, reviewed_records
+from shared.runs import Run, find_run
+from shared.schema import corpora, queries
 
 TASK_DESCRIPTIONS_IN_CARD = 10
 
@@ -32,13 +35,20 @@ class ExportFormat(StrEnum):
     PARQUET = "parquet"
     JSONL = "jsonl"
     SENTENCE_TRANSFORMERS = "sentence-transformers"
+    BGE = "bge"
+    BEIR = "beir"
+
+    @property
+    def masked_spans(self) -> str:
+        """Whether the texts are without their verbatim spans, or the data names them."""
+        return "applied" if self in (ExportFormat.SENTENCE_TRANSFORMERS, ExportFormat.BGE) else "named"
 
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
     output_dir: Path
     records: int  # written
-    left_out: dict[str, int]  # records by the reason that this format cannot hold them
+    left_out: dict[str, int]  # records by the reason that this format cannot hold them, or that a person dropped them
 
 
 def export_run(
@@ -64,7 +74,9 @@ def export_run(
             raise InvalidInputError(output_dir, None, f"cannot be written: {error.strerror}") from error
         try:
             data = _write_data(connection, run, label_version, export_format, num_negatives, partial)
-            manifest = _manifest(connection, run, label_version, policy, export_format, data)
+            manifest = _manifest(connection, run, label_version, policy, export_format, data) | {
+                "files": _files(partial)
+            }
             (partial / "manifest.json").write_bytes(orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
             card = render_card(manifest, _task_descriptions(connection, run_id, label_version))
             (partial / "README.md").write_text(card, encoding="utf-8")
@@ -80,20 +92,15 @@ def export_run(
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    path: Path
     columns: list[str]
     counts: Counter[str]
     left_out: Counter[str]
 
 
-def _of_version(run_id: UUID, label_version: int) -> ColumnElement[bool]:
-    return (fret_records.c.run_id == run_id) & (fret_records.c.label_version == label_version)
-
-
 def _num_negatives(connection: Connection, run: Run, label_version: int) -> int:
     """How many negatives a record of this label version has at most."""
-    most = select(func.max(func.cardinality(fret_records.c.negative_ids)))
-    found = connection.execute(most.where(_of_version(run.run_id, label_version))).scalar_one()
+    records = reviewed_records(run.run_id, label_version)
+    found = connection.execute(select(func.max(func.cardinality(records.c.negative_ids)))).scalar_one()
     if found is None:
         raise NotFoundError(
             f"the run {run.name} has no records of label version {label_version} yet: "
@@ -104,10 +111,12 @@ def _num_negatives(connection: Connection, run: Run, label_version: int) -> int:
 
 def _task_descriptions(connection: Connection, run_id: UUID, label_version: int) -> list[tuple[str, int]]:
     count = func.count().label("records")
+    records = reviewed_records(run_id, label_version)
     statement = (
         select(queries.c.task_description, count)
-        .join_from(fret_records, queries)
-        .where(_of_version(run_id, label_version))
+        .join_from(
+            records, queries, (queries.c.run_id == records.c.run_id) & (queries.c.query_id == records.c.query_id)
+        )
         .group_by(queries.c.task_description)
         .order_by(count.desc(), queries.c.task_description)
         .limit(TASK_DESCRIPTIONS_IN_CARD)
@@ -125,12 +134,21 @@ def _write_data(
 ) -> _Data:
     counts = Counter[str]()
     batches = _counted(read_rows(connection, run.run_id, run.corpus_id, label_version), counts)
-    path = folder / ("train.jsonl" if export_format is ExportFormat.JSONL else "train.parquet")
-    if export_format is ExportFormat.SENTENCE_TRANSFORMERS:
-        left_out = write_triplets(batches, path, num_negatives)
-        return _Data(path, triplet_columns(num_negatives), counts, left_out)
-    (write_jsonl if export_format is ExportFormat.JSONL else write_parquet)(batches, path)
-    return _Data(path, SCHEMA.names, counts, Counter())
+    columns, left_out = SCHEMA.names, Counter[str]()
+    match export_format:
+        case ExportFormat.PARQUET:
+            write_parquet(batches, folder / "train.parquet")
+        case ExportFormat.JSONL:
+            write_jsonl(batches, folder / "train.jsonl")
+        case ExportFormat.SENTENCE_TRANSFORMERS:
+            columns = triplet_columns(num_negatives)
+            left_out = write_triplets(batches, folder / "train.parquet", num_negatives)
+        case ExportFormat.BGE:
+            columns, left_out = bge.COLUMNS, bge.write_bge(batches, folder / "train.jsonl")
+        case ExportFormat.BEIR:
+            columns = beir.COLUMNS
+            beir.write_beir(connection, run, batches, folder)
+    return _Data(columns, counts, left_out)
 
 
 def _counted(batches: Iterable[list[ExportRow]], counts: Counter[str]) -> Iterator[list[ExportRow]]:
@@ -145,9 +163,9 @@ def _counted(batches: Iterable[list[ExportRow]], counts: Counter[str]) -> Iterat
 def _manifest(
     connection: Connection, run: Run, label_version: int, policy: LabelPolicy, export_format: ExportFormat, data: _Data
 ) -> dict[str, Any]:
+    reviewed = count_reviews(connection, run.run_id, label_version)
+    left_out = {**data.left_out, **({DROPPED: reviewed["dropped"]} if "dropped" in reviewed else {})}
     corpus_name = connection.execute(select(corpora.c.name).where(corpora.c.corpus_id == run.corpus_id)).scalar_one()
-    with data.path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "fretwork": version("fretwork"),
         "run": {
@@ -168,13 +186,23 @@ def _manifest(
         "label_policy": policy.model_dump(mode="json"),
         "format": str(export_format),
         "columns": data.columns,
-        "masked_spans": "applied" if export_format is ExportFormat.SENTENCE_TRANSFORMERS else "named",
+        "masked_spans": export_format.masked_spans,
         "counts": {
             "records": data.counts["records"] - data.left_out.total(),
-            "left_out": dict(data.left_out),
+            "left_out": left_out,
+            "reviewed": reviewed,
             "positives_changed": data.counts["positives_changed"],
             "positives_with_span": data.counts["positives_with_span"],
             "negatives_with_span": data.counts["negatives_with_span"],
         },
-        "files": {data.path.name: {"bytes": data.path.stat().st_size, "sha256": sha256}},
     }
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and hash of what the folder holds so far, by path below it."""
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        found[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256}
+    return found

@@ -38,6 +38,7 @@ SCHEMA = pa.schema(
         "positive_rc_rank": pa.int32(),
         "positive_fused_score": pa.float64(),
         "seed_fused_score": pa.float64(),
+        "review": pa.string(),
         "negative_ids": pa.list_(pa.string()),
         "negative_source_ids": pa.list_(pa.string()),
         "negative_titles": pa.list_(pa.string()),

@@ -1,4 +1,4 @@
-"""A label version's records out of the ledger, a batch at a time, with their passages. No file is written here.
+"""A label version's records, as reviewed, out of the ledger, a batch at a time, with their passages. Writes no file.
 
 Keyset pagination over the query id: a batch costs the same at the end of 6.6M records as at the start, and no more
 than one is in memory.
@@ -14,7 +14,8 @@ from sqlalchemy import ColumnElement, Connection, Text, any_, bindparam, cast, s
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import Uuid
 
-from shared.schema import fret_records, passages, queries
+from shared.reviews import reviewed_records
+from shared.schema import passages, queries
 
 BATCH_RECORDS = 500
 
@@ -25,18 +26,15 @@ def read_rows(
     connection: Connection, run_id: UUID, corpus_id: UUID, label_version: int, batch_records: int = BATCH_RECORDS
 ) -> Iterator[list[ExportRow]]:
     """Batches of rows in the order of their query ids; open the connection at REPEATABLE READ to see one moment."""
-    columns: dict[str, ColumnElement[Any]] = {column.name: column for column in (*queries.c, *fret_records.c)}
+    of_version = reviewed_records(run_id, label_version)
+    columns: dict[str, ColumnElement[Any]] = {column.name: column for column in (*queries.c, *of_version.c)}
     # most of a row's values: made into UUIDs, only to be written as text again, they would double an export's time
     columns["candidate_ids"] = cast(queries.c.candidate_ids, ARRAY(Text)).label("candidate_ids")
     page = (
         select(*columns.values())
-        .join_from(fret_records, queries)
-        .where(
-            fret_records.c.run_id == run_id,
-            fret_records.c.label_version == label_version,
-            fret_records.c.query_id > bindparam("after"),
-        )
-        .order_by(fret_records.c.query_id)
+        .join_from(of_version, queries, (queries.c.run_id == run_id) & (queries.c.query_id == of_version.c.query_id))
+        .where(of_version.c.query_id > bindparam("after"))
+        .order_by(of_version.c.query_id)
         .limit(batch_records)
     )
     after = UUID(int=0)
@@ -81,6 +79,7 @@ def _row(record: Any, texts: dict[UUID, Any]) -> ExportRow:
         "positive_rc_rank": record.positive_rc_rank,
         "positive_fused_score": record.positive_fused_score,
         "seed_fused_score": record.seed_fused_score,
+        "review": record.review,
         "negative_ids": [str(id_) for id_ in record.negative_ids],
         "negative_source_ids": [negative.source_id for negative in negatives],
         "negative_titles": [negative.title for negative in negatives],

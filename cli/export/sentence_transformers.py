@@ -40,9 +40,9 @@ def write_triplets(batches: Iterable[list[ExportRow]], path: Path, num_negatives
 
 def _triplets(rows: list[ExportRow], num_negatives: int, left_out: Counter[str]) -> Iterator[list[str]]:
     for row in rows:
-        positive = _masked(row["positive_title"], row["positive_text"], row["positive_span"])
+        positive = masked(row["positive_title"], row["positive_text"], row["positive_span"])
         negatives = [
-            _masked(*negative)
+            masked(*negative)
             for negative in zip(row["negative_titles"], row["negative_texts"], row["negative_spans"], strict=True)
         ]
         if len(negatives) < num_negatives:
@@ -53,5 +53,6 @@ def _triplets(rows: list[ExportRow], num_negatives: int, left_out: Counter[str])
             yield [row["query_text"], positive, *negatives]
 
 
-def _masked(title: str, text: str, span: list[int] | None) -> str:
+def masked(title: str, text: str, span: list[int] | None) -> str:
+    """A passage as one text, without the span."""
     return f"{title} {mask(text, (span[0], span[1]) if span else None)}".strip()

@@ -16,8 +16,10 @@ from cli.models.mixture_file import read_mixture
 from cli.watch import watch_shard
 from services.trainer.config import EvaluationConfig, Prompts, TrainingConfig
 from shared.errors import InvalidInputError, NotDoneError, SettingError
+from shared.labels import find_policy
 from shared.models import as_given
-from shared.runs import find_policy, find_run, start_evaluation, start_training
+from shared.reviews import DROPPED, count_reviews
+from shared.runs import find_run, start_evaluation, start_training
 
 _DEFAULTS = TrainingConfig()
 
@@ -108,6 +110,9 @@ def train(
             training_run_id = start_training(
                 connection, found, label_version, config.model_dump(mode="json"), str(output)
             )
+            dropped = count_reviews(connection, found.run_id, label_version).get("dropped")
+        if dropped:
+            say(f"{dropped:,} records left out: {DROPPED}")
         watch_shard(engine, "training_runs", training_run_id, "training")
     typer.echo(output)
     say(f"next: fretwork evaluate {output} --beir DIR --baseline {model_name_or_path}")

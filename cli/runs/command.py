@@ -1,35 +1,40 @@
-"""`fretwork run`: start, status, pause, resume, cancel, retry, dead, list."""
+"""`fretwork run`: start, status, pause, resume, cancel, retry, dead, list, and `refuse`."""
 
 from __future__ import annotations
 
 import json
 from contextlib import suppress
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
 import typer
-from pydantic import BaseModel, ValidationError
 from rich.console import Console
-from sqlalchemy import Engine
 
 from cli.context import Context, say
 from cli.runs.preview import preview
+from cli.runs.refuse import refuse
 from cli.runs.rounds import next_round
+from cli.runs.settings import parse_config, settings_help
 from cli.runs.teacher import settle
-from cli.stack import running_stack
-from cli.watch import stages_table, watch_run
+from cli.runs.update import update
+from cli.watch import stages_table, wait_for, watch_run
 from shared import ledger
-from shared.errors import FretworkError, RunPausedError, SettingError
-from shared.models import as_given
+from shared.errors import FretworkError, NotFoundError, SettingError
 from shared.progress import conservation, describe, list_runs, stage_progress
 from shared.reading import dead_shards
-from shared.records import RunConfig
-from shared.runs import Run, cancel_run, find_run, pause_run, resume_run, start_run
-from shared.settings import settings as environment
+from shared.records import LabelPolicy, RunConfig
+from shared.runs import cancel_run, find_run, find_unfinished, pause_run, resume_run, start_run
 
 app = typer.Typer(no_args_is_help=True, help="Runs: from a corpus to FRet records.")
+
+
+class Resume(StrEnum):
+    NEVER = "never"
+    IF_POSSIBLE = "if_possible"
+    ALWAYS = "always"
 
 
 MaxTokens = Annotated[
@@ -43,51 +48,7 @@ MaxHours = Annotated[
 ]
 
 
-def _settings_help(group: type[BaseModel], prefix: str = "") -> list[str]:
-    lines: list[str] = []
-    for name, field in group.model_fields.items():
-        if isinstance(field.default, BaseModel):
-            lines += _settings_help(type(field.default), f"{prefix}{name}.")
-        else:
-            default = "" if field.default in (None, "", {}) else f" (default {field.default})"
-            lines.append(f"{prefix}{name}{default}: {field.description}")
-    return lines
-
-
-SETTINGS_HELP = "\n\n".join(_settings_help(RunConfig))
-
-
-def parse_config(assignments: list[str]) -> RunConfig:
-    """`--set key=value` to a configuration; `labels.positive=seed` reaches into a group. Raises SettingError."""
-    values: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise SettingError(f"--set takes key=value, and {assignment!r} has no '='")
-        try:
-            parsed: Any = json.loads(value)
-        except ValueError:
-            parsed = value  # a bare word is a string
-        *groups, last = key.split(".")
-        target = values
-        for group in groups:
-            target = target.setdefault(group, {})
-            if not isinstance(target, dict):
-                raise SettingError(f"--set {key}: {group} was given a value of its own before")
-        target[last] = parsed
-    if isinstance(values.get("embedder"), str):
-        values["embedder"] = as_given(values["embedder"])
-    try:
-        return RunConfig(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise SettingError(
-            f"--set {where}: {first['msg']}. `fretwork run start --help` lists the settings of a run"
-        ) from None
-
-
-@app.command(epilog="[bold]Settings of a run[/bold] (--set key=value)\n\n" + SETTINGS_HELP.replace("[", r"\["))
+@app.command(epilog=settings_help(RunConfig, "Settings of a run"))
 def start(
     context: typer.Context,
     corpus: Annotated[str, typer.Option(help="the corpus to work on")],
@@ -117,6 +78,10 @@ def start(
     embedders: Annotated[
         Path | None, typer.Option(help="with --rounds: where their embedders go; HOME/embedders by default")
     ] = None,
+    resume_: Annotated[
+        Resume,
+        typer.Option("--resume", help="go on with the newest unfinished run of the same corpus and settings"),
+    ] = Resume.NEVER,
     max_tokens: MaxTokens = None,
     max_hours: MaxHours = None,
 ) -> None:
@@ -124,7 +89,8 @@ def start(
 
     Prints the run's name. Without --wait it is worked on by the workers of `fretwork up`.
 
-    A run whose tokens or time are used up is paused and keeps all that it has: `fretwork run resume` goes on with it.
+    A run whose tokens or time are used up is paused and keeps all that it has: `fretwork run resume` goes on with it,
+    and so does the same command with --resume if_possible, which makes a script safe to run again.
     """
     config = settle(parse_config(assignments or []))
     settings: Context = context.obj
@@ -137,39 +103,32 @@ def start(
         with engine.begin() as connection:
             if follow is not None:
                 config = config.model_copy(update={"follows": find_run(connection, follow).run_id})
-            run = start_run(connection, corpus, config, max_tokens=max_tokens, max_hours=max_hours)
+            run = None if resume_ is Resume.NEVER else find_unfinished(connection, corpus, config)
+            if run is not None:
+                resume_run(connection, run, max_tokens=max_tokens, max_hours=max_hours)
+                say(f"{run.name} goes on")
+            elif resume_ is Resume.ALWAYS:
+                raise NotFoundError(
+                    f"no run of {corpus} with these settings is unfinished: `fretwork run list` shows the runs, "
+                    "--resume if_possible starts one where there is none"
+                )
+            else:
+                run = start_run(connection, corpus, config, max_tokens=max_tokens, max_hours=max_hours)
         typer.echo(run.name)
         if not wait:
-            _say_if_nobody_works(settings)
+            settings.say_if_nobody_works()
             return
-        _watch(engine, run)
+        wait_for(engine, run.run_id, run.name)
         for _ in range(rounds - 1):
             run = next_round(engine, corpus, run, embedders or settings.home / "embedders")
             typer.echo(run.name)
-            _watch(engine, run)
+            wait_for(engine, run.run_id, run.name)
         with engine.connect() as connection:
             records = conservation(connection, run.run_id).records
         if records:
             say(f"next: fretwork train {run.name} --output DIR (or fretwork export {run.name} --help)")
         else:
             say(f"no record came of it: fretwork run status {run.name} says why")
-
-
-def _watch(engine: Engine, run: Run) -> None:
-    """Until the run is done. Raises typer.Exit 3 where it pauses or has dead items."""
-    try:
-        dead = watch_run(engine, run.run_id, run.name)
-    except RunPausedError as paused:
-        say(str(paused))
-        raise typer.Exit(3) from None
-    if dead:
-        say(f"{dead:,} items are dead: fretwork run status {run.name} names the errors")
-        raise typer.Exit(3)
-
-
-def _say_if_nobody_works(settings: Context) -> None:
-    if running_stack(settings.home) is None and environment().database_url is None:
-        say("nothing works on it yet: start the workers with `fretwork up`")
 
 
 @app.command()
@@ -204,6 +163,8 @@ def status(
             f"taken over from an earlier run: {seen['queries_taken_over']:,} queries and "
             f"{seen['judgements_taken_over']:,} judgements · judged for this one: {seen['judged']:,}"
         )
+    for version in seen["label_versions"]:
+        typer.echo(_labelled(version))
     for usage in seen["usage"]:
         typer.echo(
             f"tokens: {usage['stage']} · {usage['model']} · {usage['requests']:,} requests · "
@@ -215,6 +176,18 @@ def status(
         typer.echo(f"paused: {seen['paused_reason']}")
     if seen["dead"] or seen["state"] == "paused":
         raise typer.Exit(3)
+
+
+def _labelled(version: dict[str, Any]) -> str:
+    """A line about one labelling: the settings that are not the defaults, and what came of it."""
+    policy = LabelPolicy(**version["policy"]).model_dump(exclude_defaults=True)
+    parts = [f"{version['records']:,} records", f"{version['moved']:,} positives moved from the seed"]
+    parts += [f"{number:,} dropped: {reason}" for reason, number in version["dropped"].items()]
+    parts += [f"{number:,} {decision} in review" for decision, number in version["reviewed"].items()]
+    if version["queries_open"]:
+        parts.append(f"{version['queries_open']:,} queries not labelled")
+    chosen = ", ".join(f"{name}={value}" for name, value in policy.items())
+    return f"label version {version['label_version']} ({chosen}): {' · '.join(parts)}"
 
 
 @app.command()
@@ -234,7 +207,11 @@ def resume(
             found = find_run(connection, run)
             resume_run(connection, found, max_tokens=max_tokens, max_hours=max_hours)
         typer.echo(f"{found.name} goes on")
-        _say_if_nobody_works(settings)
+        settings.say_if_nobody_works()
+
+
+app.command()(update)
+app.command(epilog=settings_help(LabelPolicy, "Settings of a labelling"))(refuse)
 
 
 @app.command()

@@ -14,8 +14,9 @@ from sqlalchemy import Engine
 from cli.context import say
 from cli.watch import watch_run, watch_shard
 from services.trainer.config import TrainingConfig
+from shared.labels import add_label_version
 from shared.records import LabelPolicy
-from shared.runs import Run, add_label_version, start_run, start_training
+from shared.runs import Run, start_run, start_training
 
 
 def next_round(engine: Engine, corpus: str, run: Run, folder: Path) -> Run:
@@ -32,7 +33,6 @@ def next_round(engine: Engine, corpus: str, run: Run, folder: Path) -> Run:
         training_run_id = start_training(connection, run, version, training.model_dump(mode="json"), str(output))
     watch_shard(engine, "training_runs", training_run_id, "training the next round's embedder")
     say(f"the next round retrieves with {output}")
-    follows = run.run_id if run.config.teacher == "llm" else None
-    config = run.config.model_copy(update={"embedder": str(output), "follows": follows})
+    config = run.config.model_copy(update={"embedder": str(output), "follows": run.run_id})
     with engine.begin() as connection:
         return start_run(connection, corpus, config)

@@ -39,8 +39,7 @@ def _generate(claim: Claim) -> Output:
         found = store.load_passages(connection, run, claim.item_ids)
     passages = [found[passage_id] for passage_id in claim.item_ids]
     taken_over = _taken_over(run, passages)
-    new = [passage for passage in passages if passage.passage_id not in taken_over]
-    written = [*taken_over.values(), *(_by_llm(run, new) if run.config.teacher == "llm" else _offline(run, new))]
+    written = [*taken_over.values(), *_written(run, [p for p in passages if p.passage_id not in taken_over])]
     made = [query for item in written if not isinstance(item, Dropped) for query in item]
 
     def save(connection: Connection) -> None:
@@ -65,13 +64,19 @@ def _generate(claim: Claim) -> Output:
 
 def _taken_over(run: Run, passages: Sequence[Passage]) -> dict[UUID, list[TaskQuery]]:
     """What the run that this one follows has of these passages."""
-    if run.config.follows is None:
+    if run.config.follows is None or run.config.teacher != "llm":
         return {}
     with engine().connect() as connection:
         followed = find_run(connection, run.config.follows)
         ids = earlier.ids_in(followed.fingerprint, passages, run.config.queries_per_passage)
         found = store.load_queries(connection, followed, ids)
     return earlier.taken_over((item.query for item in found), run.fingerprint)
+
+
+def _written(run: Run, passages: Sequence[Passage]) -> Written:
+    if not passages:
+        return []
+    return _by_llm(run, passages) if run.config.teacher == "llm" else _offline(run, passages)
 
 
 def _by_llm(run: Run, passages: Sequence[Passage]) -> Written:

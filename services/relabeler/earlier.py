@@ -28,11 +28,11 @@ def known(item: StoredQuery, earlier: StoredQuery | None) -> Known:
     return {passage_id: Judgement(passage_id, ql, rc) for passage_id, ql, rc in scores}
 
 
-def completed(item: StoredQuery, known: Known, fresh: Judged | Dropped | None, follows: UUID) -> Judged | Dropped:
+def completed(item: StoredQuery, known: Known, fresh: Judged | Dropped | None) -> Judged | Dropped:
     """All candidates' judgements, known and fresh, in their order. `fresh` is None where nothing was left to judge."""
     if isinstance(fresh, Dropped):
         return fresh
     judgements = {**known, **{each.passage_id: each for each in (fresh.judgements if fresh else ())}}
     of_candidates: Sequence[Judgement] = [judgements[passage_id] for passage_id in item.candidate_ids]
     taken = sum(passage_id in known for passage_id in item.candidate_ids)
-    return Judged(of_candidates, {**(fresh.by if fresh else {}), "taken_over": taken, "follows": str(follows)})
+    return Judged(of_candidates, {**(fresh.by if fresh else {}), "taken_over": taken})

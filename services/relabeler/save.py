@@ -51,6 +51,7 @@ def save_records(
             "positive_rc_rank": record.positive_rc_rank,
             "positive_fused_score": record.positive_fused_score,
             "seed_fused_score": record.seed_fused_score,
+            "runner_up_fused_score": record.runner_up_fused_score,
             "positive_changed": changed,
             "positive_span": list(record.positive_span) if record.positive_span else None,
             "negative_spans": record.negative_spans,

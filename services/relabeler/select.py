@@ -44,21 +44,36 @@ def select(
     relevance = dict(zip(stored.candidate_ids, stored.rc_scores, strict=True))[positive.passage_id]
     if policy.min_relevance is not None and relevance < policy.min_relevance:
         return Dropped(query.query_id, BELOW_MIN_RELEVANCE, f"rc_score {relevance:.4g}")
+    record = record_of(stored, fused, positive.passage_id, texts, policy)
+    return record or Dropped(query.query_id, NO_NEGATIVE_LEFT)
+
+
+def record_of(
+    stored: StoredQuery, fused: Sequence[Fused], positive_id: UUID, texts: Mapping[UUID, str], policy: LabelPolicy
+) -> FRetRecord | None:
+    """The record with this candidate as the positive; None where the policy leaves no negative beside it.
+
+    Raises StopIteration where it or the seed is no candidate.
+    """
+    query = stored.query
+    seed = next(candidate for candidate in fused if candidate.passage_id == query.seed_passage_id)
+    positive = next(candidate for candidate in fused if candidate.passage_id == positive_id)
     cosines = dict(zip(stored.candidate_ids, stored.candidate_scores, strict=True))
     negative_ids = select_negatives(
-        query.query_id, positive.passage_id, [candidate.passage_id for candidate in fused], cosines, policy
+        query.query_id, positive_id, [candidate.passage_id for candidate in fused], cosines, policy
     )
     if not negative_ids:
-        return Dropped(query.query_id, NO_NEGATIVE_LEFT)
+        return None
     return FRetRecord(
         query_id=query.query_id,
-        positive_id=positive.passage_id,
+        positive_id=positive_id,
         negative_ids=negative_ids,
         positive_ql_rank=positive.ql_rank,
         positive_rc_rank=positive.rc_rank,
         positive_fused_score=positive.fused_score,
         seed_fused_score=seed.fused_score,
-        positive_span=copied_span(query.query_text, texts[positive.passage_id]),
+        runner_up_fused_score=max(each.fused_score for each in fused if each is not positive),
+        positive_span=copied_span(query.query_text, texts[positive_id]),
         negative_spans=tuple(copied_span(query.query_text, texts[id_]) for id_ in negative_ids),
     )
 

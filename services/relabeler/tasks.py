@@ -21,12 +21,13 @@ from shared.celery_app import app
 from shared.counts import count
 from shared.database import engine
 from shared.errors import SettingError
+from shared.labels import find_policy, label_latecomers
 from shared.ledger import Claim
 from shared.llm.loop import on_loop
 from shared.llm.open import open_run_llm
 from shared.meter import metered
 from shared.records import Dropped, FRetRecord, Passage
-from shared.runs import Run, find_policy, find_run
+from shared.runs import Run, find_run
 from shared.stages import ROUTES, Stage, task_name
 from shared.store import StoredQuery
 from shared.worker import Output, perform
@@ -45,8 +46,9 @@ def _relabel(claim: Claim) -> Output:
         stored = store.load_queries(connection, run, claim.item_ids)
         candidate_ids = {passage_id for item in stored for passage_id in item.candidate_ids}
         passages = store.load_passages(connection, run, candidate_ids)
+        unjudged = [item for item in stored if not item.ql_scores]
     texts = {passage_id: passage.text for passage_id, passage in passages.items()}
-    outcomes = _judge(run, [item for item in stored if not item.ql_scores], passages)
+    outcomes = _judge(run, unjudged, passages)
     judged = {query_id: found for query_id, found in outcomes.items() if isinstance(found, Judged)}
     dropped = [found for found in outcomes.values() if isinstance(found, Dropped)]
     records: list[tuple[FRetRecord, bool]] = []
@@ -55,7 +57,8 @@ def _relabel(claim: Claim) -> Output:
         if isinstance(outcomes.get(query_id), Dropped):
             continue
         scored = judged[query_id].scores_of(item) if query_id in judged else item
-        chosen = select(scored, fuse(scored.candidate_ids, scored.ql_scores, scored.rc_scores), texts, policy)
+        fused = fuse(scored.candidate_ids, scored.ql_scores, scored.rc_scores, policy.fusion)
+        chosen = select(scored, fused, texts, policy)
         if isinstance(chosen, Dropped):
             dropped.append(chosen)
         else:
@@ -66,6 +69,7 @@ def _relabel(claim: Claim) -> Output:
         for what, amount in how_many(judged.values()).items():
             count(connection, run.run_id, Stage.RELABEL, what, amount)
         save_records(connection, run, claim.label_version, records)
+        label_latecomers(connection, run, claim)
 
     return Output(save, tuple(dropped))
 
@@ -81,10 +85,10 @@ def _judge(run: Run, unjudged: Sequence[StoredQuery], passages: Mapping[UUID, Pa
         [passages[id_] for id_ in item.candidate_ids if id_ not in known[item.query.query_id]] for item in asked
     ]
     fresh = dict(zip((item.query.query_id for item in asked), by_teacher(run, asked, candidates), strict=True))
-    if run.config.follows is None:
+    if not any(known.values()):
         return fresh
     return {
-        query_id: earlier.completed(item, known[query_id], fresh.get(query_id), run.config.follows)
+        query_id: earlier.completed(item, known[query_id], fresh.get(query_id))
         for item in unjudged
         for query_id in [item.query.query_id]
     }
@@ -92,7 +96,7 @@ def _judge(run: Run, unjudged: Sequence[StoredQuery], passages: Mapping[UUID, Pa
 
 def _known(run: Run, unjudged: Sequence[StoredQuery]) -> dict[UUID, earlier.Known]:
     """What the run that this one follows knows of each query's passages, by query id."""
-    if run.config.follows is None:
+    if run.config.follows is None or run.config.teacher != "llm":
         return {item.query.query_id: {} for item in unjudged}
     with engine().connect() as connection:
         followed = find_run(connection, run.config.follows)

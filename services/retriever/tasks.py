@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 from celery.signals import worker_init
 
 from services.retriever import duplicates, embed, neighbours, vector_index
@@ -56,12 +58,27 @@ def _index(claim: Claim) -> Output:
     collection = vector_index.passages_collection(run)
     vector_index.ensure(collection, embed.dimension(run.config.embedder))
     missing = vector_index.missing(collection, claim.item_ids)
+    if missing and run.config.follows is not None:
+        kept = _vectors_of(run.config.follows, run.config.embedder, missing)
+        if kept:
+            vector_index.upsert(collection, list(kept), np.array(list(kept.values()), dtype=np.float32))
+            missing = [passage_id for passage_id in missing if passage_id not in kept]
     if missing:
         with engine().connect() as connection:
             passages = store.load_passages(connection, run, missing)
         vectors = embed.embed_passages(run.config.embedder, [passages[passage_id] for passage_id in missing])
         vector_index.upsert(collection, missing, vectors)
     return Output()
+
+
+def _vectors_of(followed: UUID, embedder: str, passage_ids: Sequence[UUID]) -> dict[UUID, list[float]]:
+    """Vectors that the index of the run that is followed has, of the same embedder, to spare the encoder."""
+    with engine().connect() as connection:
+        earlier = find_run(connection, followed)
+    collection = vector_index.passages_collection(earlier)
+    if earlier.config.embedder != embedder or not vector_index.count(collection):
+        return {}
+    return vector_index.vectors_of(collection, passage_ids)
 
 
 def _retrieve(claim: Claim) -> Output:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from shared.fleet import LLMLoad, Queue, Worker
 from shared.progress import StageProgress, TokenUsage
 from shared.reading import DeadShard, SampleRecord
-from shared.records import RunConfig
+from shared.records import LabelPolicy, RunConfig
 from shared.stages import Stage
 
 RunState = Literal["running", "paused", "cancelled", "done"]
@@ -72,6 +72,22 @@ class DeadShards(BaseModel):
     error_message: str | None
 
 
+class LabelVersion(BaseModel):
+    """One labelling of the run's stored scores; `fretwork run refuse` makes another."""
+
+    label_version: int
+    created_at: datetime
+    policy: LabelPolicy
+    records: int
+    moved: int = Field(description="records whose positive is another passage than the seed")
+    dropped: dict[str, int] = Field(description="queries by the reason that this labelling has no record of them")
+    queries_open: int = Field(description="not labelled yet, or in a shard that is dead")
+    holds: bool = Field(description="whether the queries add up; false is a fault of Fretwork")
+    reviewed: dict[str, int] = Field(
+        description="records by what a person decided: accepted, swapped, dropped; dropped ones are among `records`"
+    )
+
+
 class RunStatus(BaseModel):
     """The object that `fretwork run status --json` prints."""
 
@@ -96,6 +112,7 @@ class RunStatus(BaseModel):
     usage: list[TokenUsage] = Field(description="what the calls of each stage to each model cost so far")
     conservation: ConservationFigures
     dead: list[DeadShards]
+    label_versions: list[LabelVersion] = Field(description="in order; the first is the run's own")
 
 
 class RecordPage(BaseModel):

@@ -34,9 +34,10 @@ from services.status.readiness import ask_all
 from services.status.security import may_read
 from shared.errors import NotFoundError
 from shared.fleet import list_queues, list_workers
+from shared.labels import find_policy
 from shared.progress import Throughput, describe, list_runs, throughput
 from shared.reading import dead_shards, find_training, list_records, list_trainings
-from shared.runs import Run, find_policy, find_run
+from shared.runs import Run, find_run
 from shared.settings import settings
 
 VERSION = version("fretwork")

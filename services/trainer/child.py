@@ -5,10 +5,10 @@ when it closes, because the parent has died, this process ends at once. Standard
 of {"type": "progress", …}, then one {"type": "result", …} (exit status 0) or
 {"type": "error", "error_type": …, "message": …} (exit status 1). Logs go to standard error.
 
-    train     {"database_url", "run_id", "label_version", "config": TrainingConfig, "work_dir", "resume_from": [dirs],
-               "about": {…}}; the result is train's facts and "model_dir", from where the parent moves the model. On a
-               machine with several GPUs this process starts a peer for each other one, a child of its own with the
-               same specification and a "rank".
+    train     {"database_url", "run_id", "label_version", "reviews_until", "config": TrainingConfig, "work_dir",
+               "resume_from": [dirs], "about": {…}}; the result is train's facts and "model_dir", from where the parent
+               moves the model. On a machine with several GPUs this process starts a peer for each other one, a child of
+               its own with the same specification and a "rank".
     evaluate  {"config": EvaluationConfig}; the result is evaluate's report
 """
 
@@ -72,7 +72,9 @@ def run_training(spec: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
 
 def _train(spec: dict[str, Any], emit: Emit, peers: Peers) -> dict[str, Any]:
-    source = LedgerRecords(create_engine(spec["database_url"]), UUID(spec["run_id"]), spec["label_version"])
+    source = LedgerRecords(
+        create_engine(spec["database_url"]), UUID(spec["run_id"]), spec["label_version"], spec["reviews_until"]
+    )
     last = -PROGRESS_EVERY_S
 
     def on_progress(progress: Progress) -> None:

@@ -18,7 +18,8 @@ from sqlalchemy import Engine, Select, desc, func, select
 from services.trainer.config import TrainingConfig
 from shared.masking import Span, mask
 from shared.records import Passage
-from shared.schema import fret_records, passages, queries, runs
+from shared.reviews import reviewed_records
+from shared.schema import passages, queries, runs
 from shared.text_format import format_passage, format_query
 
 WINDOW = 4096  # records in memory; at the usual 2 to 5 KB each some 20 MB
@@ -133,28 +134,25 @@ def batches(source: RecordSource, config: TrainingConfig, start: Position) -> It
         start = Position(start.epoch, last)
 
 
-_COLUMNS = (fret_records, queries.c.task_description, queries.c.query_text)
-
-
 class LedgerRecords:
-    """The records of one run and label version, read from Postgres by keyset."""
+    """The records of one run and label version as reviewed (up to that review), read from Postgres by keyset."""
 
-    def __init__(self, engine: Engine, run_id: UUID, label_version: int) -> None:
+    def __init__(self, engine: Engine, run_id: UUID, label_version: int, reviews_until: int | None = None) -> None:
         self._engine = engine
         self._run_id = run_id
-        self._of_run = (fret_records.c.run_id == run_id, fret_records.c.label_version == label_version)
-        self._with_query = (queries.c.run_id == fret_records.c.run_id) & (queries.c.query_id == fret_records.c.query_id)
+        self._of = reviewed_records(run_id, label_version, reviews_until)
+        self._with_query = (queries.c.run_id == self._of.c.run_id) & (queries.c.query_id == self._of.c.query_id)
+        self._columns = (self._of, queries.c.task_description, queries.c.query_text)
 
     def count(self) -> int:
         with self._engine.connect() as connection:
-            return connection.execute(select(func.count()).select_from(fret_records).where(*self._of_run)).scalar_one()
+            return connection.execute(select(func.count()).select_from(self._of)).scalar_one()
 
     def task_description(self) -> str:
         task = queries.c.task_description
         statement = (
             select(task)
-            .select_from(fret_records.join(queries, self._with_query))
-            .where(*self._of_run)
+            .select_from(self._of.join(queries, self._with_query))
             .group_by(task)
             .order_by(desc(func.count()), task)
             .limit(1)
@@ -167,8 +165,7 @@ class LedgerRecords:
         task = queries.c.task_description
         statement = (
             select(task, func.count())
-            .select_from(fret_records.join(queries, self._with_query))
-            .where(*self._of_run)
+            .select_from(self._of.join(queries, self._with_query))
             .group_by(task)
             .order_by(task)
         )
@@ -176,26 +173,20 @@ class LedgerRecords:
             return {row[0]: row[1] for row in connection.execute(statement)}
 
     def tasks(self, after: UUID | None, limit: int) -> list[tuple[UUID, str]]:
-        statement = self._after(select(fret_records.c.query_id, queries.c.task_description), after, limit)
+        statement = self._after(select(self._of.c.query_id, queries.c.task_description), after, limit)
         with self._engine.connect() as connection:
             return [(row.query_id, row.task_description) for row in connection.execute(statement)]
 
     def page(self, after: UUID | None, limit: int) -> list[Record]:
-        return self._records(self._after(select(*_COLUMNS), after, limit))
+        return self._records(self._after(select(*self._columns), after, limit))
 
     def find(self, query_ids: Collection[UUID]) -> dict[UUID, Record]:
-        statement = (
-            select(*_COLUMNS)
-            .join(queries, self._with_query)
-            .where(*self._of_run, fret_records.c.query_id.in_(query_ids))
-        )
+        statement = select(*self._columns).join(queries, self._with_query).where(self._of.c.query_id.in_(query_ids))
         return {record.query_id: record for record in self._records(statement)}
 
     def _after(self, columns: Select[Any], after: UUID | None, limit: int) -> Select[Any]:
-        statement = (
-            columns.join(queries, self._with_query).where(*self._of_run).order_by(fret_records.c.query_id).limit(limit)
-        )
-        return statement if after is None else statement.where(fret_records.c.query_id > after)
+        statement = columns.join(queries, self._with_query).order_by(self._of.c.query_id).limit(limit)
+        return statement if after is None else statement.where(self._of.c.query_id > after)
 
     def _records(self, statement: Select[Any]) -> list[Record]:
         with self._engine.connect() as connection:

@@ -23,8 +23,10 @@ from services.trainer.child_process import run_child
 from shared.celery_app import app
 from shared.database import engine
 from shared.errors import InvalidInputError
+from shared.labels import find_policy
 from shared.ledger import Claim
-from shared.runs import find_policy, find_run
+from shared.reviews import count_reviews
+from shared.runs import find_run
 from shared.schema import evaluations, shards, training_curve, training_runs
 from shared.settings import settings
 from shared.stages import Stage, task_name
@@ -49,12 +51,14 @@ def _train(claim: Claim) -> Output:
     with engine().connect() as connection:
         run = find_run(connection, row["run_id"])
         policy = find_policy(connection, run, row["label_version"])
+        reviewed = count_reviews(connection, run.run_id, row["label_version"], row["reviews_until"])
     folder = settings().home.absolute() / "training" / str(training_run_id)
     earlier = [folder / str(seq) for seq in range(claim.claim_seq - 1, 0, -1)]
     specification = {
         "database_url": settings().require_database_url(),
         "run_id": str(row["run_id"]),
         "label_version": row["label_version"],
+        "reviews_until": row["reviews_until"],
         "config": row["config"],
         "work_dir": str(folder / str(claim.claim_seq)),
         "resume_from": [str(path) for path in earlier if path.is_dir()],
@@ -64,6 +68,7 @@ def _train(claim: Claim) -> Output:
             "teacher": run.config.teacher,
             "positive": policy.positive,
             "negative": policy.negative,
+            **{f"{decision}_in_review": number for decision, number in reviewed.items()},
         },
     }
     result = run_child("train", specification, _progress_into(training_runs, claim))

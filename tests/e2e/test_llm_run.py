@@ -169,14 +169,14 @@ def test_a_passage_is_not_asked_about_again(ran: Ran) -> None:
     assert {asked[body] for body in asked.keys() - probes} == {1}
 
 
-def test_a_run_that_follows_another_asks_about_what_is_new_alone_and_equals_one_from_scratch(
-    ran: Ran, tmp_path: Path
-) -> None:
+def test_an_updated_run_asks_about_what_is_new_alone_and_equals_one_from_scratch(ran: Ran, tmp_path: Path) -> None:
+    gone = sorted(topics)[0]
+    fretwork(ran.stack, "corpus", "remove", "topics", "--source-id", gone)
     fretwork(ran.stack, "corpus", "add", "topics", str(write_corpus(tmp_path / "new.jsonl", NEW, start=PASSAGES + BAD)))
     ran.stub.seen.clear()
-    same = ("--corpus", "topics", "--wait", "--set", "shard_size=8", "--set", "num_candidates=6")
-    following = fretwork(ran.stack, "run", "start", *same, "--follow", ran.name).stdout.strip()
+    updated = fretwork(ran.stack, "run", "update", ran.name, "--wait").stdout.strip()
     written = [seen for seen in ran.stub.seen if "seed" in seen.body]
+    same = ("--corpus", "topics", "--wait", "--set", "shard_size=8", "--set", "num_candidates=6")
     scratch = fretwork(ran.stack, "run", "start", *same).stdout.strip()
 
     def outcome(name: str) -> list[Any]:
@@ -184,30 +184,34 @@ def test_a_run_that_follows_another_asks_about_what_is_new_alone_and_equals_one_
             return list(
                 connection.execute(
                     text(
-                        "SELECT query_id, task_description, query_text, candidate_ids, ql_scores, rc_scores, "
-                        "positive_id, negative_ids FROM queries JOIN runs USING (run_id) "
+                        "SELECT query_id, seed_passage_id, task_description, query_text, candidate_ids, ql_scores, "
+                        "rc_scores, positive_id, negative_ids FROM queries JOIN runs USING (run_id) "
                         "JOIN fret_records USING (run_id, query_id) WHERE name = :name ORDER BY query_id"
                     ),
                     {"name": name},
                 )
             )
 
-    assert len(outcome(following)) == PASSAGES - BAD + NEW
-    assert outcome(following) == outcome(scratch)
-    seen = json.loads(fretwork(ran.stack, "run", "status", following, "--json").stdout)
+    before, after = ({row.seed_passage_id: row for row in outcome(name)} for name in (ran.name, updated))
+    assert len(after) == PASSAGES - BAD - 1 + NEW
+    assert outcome(updated) == outcome(scratch)
     assert len(written) == NEW + 3 * BAD, "passages that came to nothing are tried again"
-    assert seen["queries_taken_over"] == PASSAGES - BAD
-    assert seen["judged"] + seen["judgements_taken_over"] == 6 * (PASSAGES - BAD + NEW)
-    assert 6 * NEW <= seen["judged"] < 12 * NEW, "new queries, and new neighbours of the old ones"
+    known = {seed: set(before[seed].candidate_ids) if seed in before else set() for seed in after}
+    new_pairs = sum(len(set(row.candidate_ids) - known[seed]) for seed, row in after.items())
+    seen = json.loads(fretwork(ran.stack, "run", "status", updated, "--json").stdout)
+    assert seen["conservation"]["holds"]
+    assert seen["queries_taken_over"] == PASSAGES - BAD - 1
+    assert seen["judged"] == new_pairs
+    assert 6 * NEW < new_pairs < 12 * NEW, "those of the new queries, and new neighbours of the old ones"
+    assert seen["judged"] + seen["judgements_taken_over"] == 6 * len(after)
     with ran.stack.engine.connect() as connection:
         counted, there = counts_and_truth(connection, UUID(seen["run_id"]))
-    assert counted.pop(("generate", 1, "taken_over")) == PASSAGES - BAD
+    assert counted.pop(("generate", 1, "taken_over")) == PASSAGES - BAD - 1
     assert counted == there
-    assert "taken over" in fretwork(ran.stack, "run", "status", following).stdout
-    refused = fretwork(
-        ran.stack, "run", "start", *same, "--follow", following, "--set", "llm.temperature=0.2", exit_status=1
-    )
-    assert "llm.temperature" in refused.stderr
+    assert "taken over" in fretwork(ran.stack, "run", "status", updated).stdout
+    assert "nothing to update" in fretwork(ran.stack, "run", "update", updated, exit_status=1).stderr
+    other = (*same, "--follow", updated, "--set", "llm.temperature=0.2")
+    assert "llm.temperature" in fretwork(ran.stack, "run", "start", *other, exit_status=1).stderr
 
 
 def test_a_second_round_retrieves_with_an_embedder_trained_on_the_first_and_judges_what_is_new(

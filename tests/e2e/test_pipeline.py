@@ -92,6 +92,34 @@ def test_export_has_the_columns_that_trainers_read(stack: Stack, run_name: str, 
     assert str(output) in again.stderr
 
 
+def test_another_labelling_costs_no_judgement_and_both_are_exported(
+    stack: Stack, run_name: str, tmp_path: Path
+) -> None:
+    chosen = ("--set", "positive=p_1", "--set", "fusion=rc", "--set", "num_negatives=2")
+    assert fretwork(stack, "run", "refuse", run_name, "--wait", *chosen).stdout == "2\n"
+    again = fretwork(stack, "run", "refuse", run_name, *chosen)
+    assert again.stdout == "2\n"
+    assert "has this labelling already" in again.stderr
+    seen = json.loads(fretwork(stack, "run", "status", run_name, "--json").stdout)
+    first, second = seen["label_versions"]
+    assert (first["policy"]["positive"], first["moved"]) == ("seed", 0)
+    assert second["policy"] == {**first["policy"], "positive": "p_1", "fusion": "rc", "num_negatives": 2}
+    assert second["records"] == first["records"] == seen["records"]
+    assert second["holds"]
+    shown = fretwork(stack, "run", "status", run_name).stdout
+    assert "label version 2 (positive=p_1, fusion=rc, num_negatives=2): " in shown
+    rows = {}
+    for version in ("1", "2"):
+        output = tmp_path / version
+        fretwork(stack, "export", run_name, "--label-version", version, "--output", str(output))
+        rows[version] = pyarrow.parquet.read_table(output / "train.parquet").to_pylist()
+    assert all(row["positive_id"] == row["seed_passage_id"] for row in rows["1"])
+    assert all(row["positive_rc_rank"] == 1 for row in rows["2"])
+    assert {len(row["negative_ids"]) for row in rows["2"]} == {2}
+    for one, two in zip(rows["1"], rows["2"], strict=True):
+        assert (one["query_id"], one["ql_scores"], one["judge"]) == (two["query_id"], two["ql_scores"], two["judge"])
+
+
 def test_training_and_evaluation_go_through_the_trainers_queue(
     stack: Stack, run_name: str, beir_folder: Path, tmp_path: Path
 ) -> None:

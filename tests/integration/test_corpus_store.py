@@ -17,12 +17,15 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, create_engine, select, text
 
-from cli.corpus import store
+from cli.corpus import version as corpus_version
 from cli.corpus.lines import Rule, Skipped
-from cli.corpus.store import import_corpus
-from shared.errors import InvalidInputError
-from shared.records import passage_id
+from cli.corpus.remove import read_ids, remove_passages
+from cli.corpus.store import ImportReport, import_corpus
+from shared.errors import InvalidInputError, NotFoundError
+from shared.records import RunConfig, passage_id
+from shared.runs import start_run
 from shared.schema import corpora, corpus_terms, passages
+from shared.store import load_passages
 from shared.terms import passage_terms
 from tests.servers import until
 
@@ -114,7 +117,7 @@ def test_importing_twice_changes_nothing(engine: Engine, tmp_path: Path) -> None
 def test_growing_by_steps_gives_the_same_corpus_as_one_import(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "MAX_COUNTED_TERMS", 3)  # so that counts reach the database in many parts
+    monkeypatch.setattr(corpus_version, "MAX_COUNTED_TERMS", 3)  # so that counts reach the database in many parts
     import_corpus(engine, "steps", jsonl(tmp_path, [A, B]))
     first = statistics(engine, 1)
 
@@ -240,7 +243,7 @@ def test_two_imports_of_one_name_wait_for_each_other(engine: Engine, tmp_path: P
     first_path = jsonl(tmp_path, [A, B], "first.jsonl")
     second_path = jsonl(tmp_path, [B, C], "second.jsonl")
     holds_the_lock, may_go_on = threading.Event(), threading.Event()
-    reports: dict[str, store.ImportReport] = {}
+    reports: dict[str, ImportReport] = {}
 
     def pause(_: int) -> None:
         holds_the_lock.set()
@@ -284,7 +287,8 @@ def test_an_import_that_is_killed_leaves_nothing_behind(engine: Engine, database
 import os, signal, sys
 from pathlib import Path
 from sqlalchemy import create_engine
-from cli.corpus.store import import_corpus
+from cli.corpus.remove import read_ids, remove_passages
+from cli.corpus.store import ImportReport, import_corpus
 def kill(read):
     if read >= 2_000:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -300,3 +304,70 @@ import_corpus(create_engine(sys.argv[1]), "greek", Path(sys.argv[2]), on_progres
     assert ended.returncode == -signal.SIGKILL
     assert everything(engine) == {"corpora": [], "passages": [], "corpus_terms": []}
     assert import_corpus(engine, "greek", path).added == 2_500
+
+
+def removed(engine: Engine, *source_ids: str) -> tuple[int, int, int]:
+    report = remove_passages(engine, "greek", [(source_id, "here", 1) for source_id in source_ids])
+    return report.version, report.removed, report.passage_count
+
+
+def test_a_corpus_without_a_passage_is_the_one_that_never_had_it(engine: Engine, tmp_path: Path) -> None:
+    import_corpus(engine, "greek", jsonl(tmp_path, [A, B, C]))
+    first = statistics(engine, 1)
+    assert removed(engine, "b", "b") == (2, 1, 2)
+    before = everything(engine)
+    assert removed(engine, "b") == (2, 0, 2)
+    assert everything(engine) == before
+    assert statistics(engine, 1) == first
+    assert statistics(engine, 2) == recounted([A, C])
+    import_corpus(engine, "never", jsonl(tmp_path, [A, C]))
+    with engine.connect() as connection:
+        rows = connection.execute(select(corpora.c.content_hash, corpora.c.term_count, corpora.c.passage_count)).all()
+    assert rows[0] == rows[1]
+
+
+def test_a_removed_passage_may_come_back_or_another_take_its_id(engine: Engine, tmp_path: Path) -> None:
+    import_corpus(engine, "greek", jsonl(tmp_path, [A, B, C]))
+    removed(engine, "a", "b")
+    other: Line = ("b", "Beta", "another text")
+    report = import_corpus(engine, "greek", jsonl(tmp_path, [other, ("b2", *B[1:]), C]))
+    assert (report.version, report.added, report.unchanged, report.passage_count) == (3, 2, 1, 3)
+    assert statistics(engine, 3) == recounted([other, B, C])
+    with engine.connect() as connection:
+        there = connection.execute(select(passages.c.source_id).where(passages.c.removed_version.is_(None))).scalars()
+        assert set(there) == {"b", "b2", "c"}
+
+
+def test_later_runs_are_without_it_and_earlier_ones_as_they_were(engine: Engine, tmp_path: Path) -> None:
+    import_corpus(engine, "greek", jsonl(tmp_path, [A, B, C]))
+    with engine.begin() as connection:
+        early = start_run(connection, "greek", RunConfig())
+    removed(engine, "b")
+    gone = passage_id(*B[1:])
+    with engine.begin() as connection:
+        late = start_run(connection, "greek", RunConfig())
+        for run, count in ((early, 3), (late, 2)):
+            indexed = set(
+                connection.execute(
+                    text("SELECT unnest(item_ids) FROM shards WHERE run_id = :id AND stage = 'index'"),
+                    {"id": run.run_id},
+                ).scalars()
+            )
+            assert len(indexed) == count == run.passage_count
+            assert (gone in indexed) is (run is early)
+        assert gone in load_passages(connection, early, [gone]), "its text stays, for the run that has it"
+
+
+def test_an_id_that_is_none_removes_nothing(engine: Engine, tmp_path: Path) -> None:
+    import_corpus(engine, "greek", jsonl(tmp_path, [A, B, C]))
+    before = everything(engine)
+    (tmp_path / "ids.txt").write_text("a\n\nnobody\n")
+    for ids, said in (
+        (read_ids(tmp_path / "ids.txt"), r"ids\.txt:3: .*'nobody'"),
+        ([(id_, "here", None) for id_ in "abc"], "no passage of the corpus would be left"),
+    ):
+        with pytest.raises(InvalidInputError, match=said):
+            remove_passages(engine, "greek", ids)
+    with pytest.raises(NotFoundError, match="latin"):
+        remove_passages(engine, "latin", [])
+    assert everything(engine) == before

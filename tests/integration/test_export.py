@@ -20,10 +20,12 @@ from huggingface_hub import DatasetCard
 from pyarrow import parquet
 from sqlalchemy import Engine, create_engine, delete, insert, update
 
+from cli.corpus.read import read_passages
 from cli.corpus.store import import_corpus
 from cli.export.export import ExportFormat, export_run
 from cli.export.parquet_jsonl import SCHEMA
 from cli.export.rows import BATCH_RECORDS, read_rows
+from services.trainer.beir import read_beir
 from shared.errors import InvalidInputError, NotFoundError
 from shared.masking import mask, verbatim_span
 from shared.records import RunConfig, passage_id, query_id
@@ -113,6 +115,7 @@ def _record(run: Run, number: int) -> tuple[dict[str, Any], dict[str, Any], dict
     row = {
         **common,
         **labels,
+        "review": None,
         "query_id": str(id_),
         "seed_passage_id": str(ids[0]),
         "seed_source_id": seed[0],
@@ -181,9 +184,57 @@ def test_sentence_transformers_gets_three_columns_with_the_spans_masked(ledger: 
     assert all(verbatim_span(row["anchor"], row["positive"]) is None for row in dataset)
 
 
+def test_bge_has_the_judges_scores_and_a_prompt_of_its_own_for_each_query(ledger: Ledger, tmp_path: Path) -> None:
+    report = export_run(ledger.engine, ledger.run.run_id, 1, ExportFormat.BGE, tmp_path / "bge")
+
+    assert report.records == RECORDS
+    rows = load(tmp_path / "bge", tmp_path / "cache").to_list()
+    assert rows == [
+        {
+            "query": row["query_text"],
+            "pos": [triplet(row)["positive"]],
+            "neg": [triplet(row)["negative"]],
+            "pos_scores": [row["positive_rc_score"]],
+            "neg_scores": row["negative_rc_scores"],
+            "prompt": query_prompt(row["task_description"]),
+        }
+        for row in ledger.rows
+    ]
+
+
+def test_a_beir_folder_can_be_measured_on_and_imported(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "beir"
+    export_run(ledger.engine, ledger.run.run_id, 1, ExportFormat.BEIR, folder)
+
+    data = read_beir(folder, "train")
+    assert [(p.passage_id, p.title, p.text) for p in data.passages] == sorted(PASSAGES)
+    assert data.query_texts == {row["query_id"]: row["query_text"] for row in ledger.rows}
+    assert data.qrels == {row["query_id"]: {row["positive_source_id"]: 1} for row in ledger.rows}
+    assert len(list(read_passages(folder))) == len(PASSAGES)
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    loaded: dict[str, Any] = {}
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    exec(code.replace("path/to/this/folder", str(folder)), loaded)  # noqa: S102 - the card's own words
+    assert loaded["corpus"].num_rows == len(PASSAGES)
+    assert [row["metadata"]["positive_span"] for row in loaded["queries"]] == [
+        row["positive_span"] for row in ledger.rows
+    ]
+    assert loaded["qrels"].column_names == ["query-id", "corpus-id", "score"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert list(manifest["files"]) == ["corpus.jsonl", "qrels/train.tsv", "queries.jsonl"]
+    with ledger.engine.begin() as connection:
+        connection.execute(update(passages).where(passages.c.source_id == "p3").values(source_id="p\t3"))
+    with pytest.raises(InvalidInputError, match="another format"):
+        export_run(ledger.engine, ledger.run.run_id, 1, ExportFormat.BEIR, tmp_path / "tab")
+    assert not (tmp_path / "tab").exists()
+
+
 def test_the_manifest_says_where_the_data_comes_from(ledger: Ledger, tmp_path: Path) -> None:
     run = ledger.run
-    for export_format, masked in (("jsonl", "named"), ("parquet", "named"), ("sentence-transformers", "applied")):
+    masked_in = {"jsonl": "named", "parquet": "named", "sentence-transformers": "applied", "bge": "applied"}
+    for export_format, masked in masked_in.items():
         folder = tmp_path / export_format
         export_run(ledger.engine, run.run_id, 1, ExportFormat(export_format), folder)
         manifest = json.loads((folder / "manifest.json").read_text())
@@ -205,6 +256,7 @@ def test_the_manifest_says_where_the_data_comes_from(ledger: Ledger, tmp_path: P
         assert manifest["counts"] == {
             "records": RECORDS,
             "left_out": {},
+            "reviewed": {},
             "positives_changed": sum(row["positive_changed"] for row in ledger.rows),
             "positives_with_span": RECORDS,
             "negatives_with_span": 0,
@@ -221,7 +273,7 @@ def test_the_card_names_the_masking_and_the_prompts(ledger: Ledger, tmp_path: Pa
     for card in cards.values():
         assert "twelve-1" in card.data.pretty_name
         assert "no LLM" in card.text
-        assert "| 1 (positive `seed`, negative `lowest`, num_negatives `1`, range_min `0`) |" in card.text
+        assert "| 1 (positive `seed`, fusion `rrf`, negative `lowest`, num_negatives `1`, range_min `0`) |" in card.text
         assert "a record with fewer negatives" not in card.text
         counted = Counter(row["task_description"] for row in ledger.rows).most_common()
         assert "\n".join(f"- {task} ({number:,})" for task, number in counted) in card.text
@@ -238,8 +290,9 @@ def test_the_same_records_give_the_same_bytes(ledger: Ledger, tmp_path: Path) ->
     for export_format in ExportFormat:
         for name in ("one", "two"):
             export_run(ledger.engine, ledger.run.run_id, 1, export_format, tmp_path / name / export_format)
-        for path in (tmp_path / "one" / export_format).iterdir():
-            assert path.read_bytes() == (tmp_path / "two" / export_format / path.name).read_bytes()
+        one = tmp_path / "one" / export_format
+        for path in (path for path in one.rglob("*") if path.is_file()):
+            assert path.read_bytes() == (tmp_path / "two" / export_format / path.relative_to(one)).read_bytes()
 
 
 def test_pages_neither_lose_nor_repeat_a_record(ledger: Ledger) -> None:

@@ -23,11 +23,12 @@ from shared.errors import (
     SettingError,
     TransientError,
 )
+from shared.labels import add_label_version
 from shared.ledger import Claim
 from shared.llm import EndpointDownError, EndpointError
 from shared.progress import conservation, stage_progress
 from shared.records import Dropped, LabelPolicy, RunConfig, query_id
-from shared.runs import Run, add_label_version, find_run, start_run
+from shared.runs import Run, find_run, start_run
 from shared.schema import queries, shards
 from shared.stages import RUN_STAGES, Stage
 

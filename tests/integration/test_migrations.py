@@ -96,11 +96,17 @@ POPULATED = """
     VALUES (md5('training')::uuid, md5('done')::uuid, 1, '{}', '/models/a', '{"steps": 3}');
     INSERT INTO evaluations (evaluation_id, config) VALUES (md5('evaluation')::uuid, '{"split": "test"}')
 """
-NEW_COLUMNS = {"shards": ("setbacks",), "runs": ("max_tokens", "deadline_at", "paused_reason")}
+NEW_COLUMNS = {
+    "shards": ("setbacks",),
+    "runs": ("max_tokens", "deadline_at", "paused_reason"),
+    "fret_records": ("runner_up_fused_score",),
+    "training_runs": ("reviews_until",),
+    "passages": ("removed_version",),
+}
 
 
 def rows_of(connection: Connection) -> dict[str, list[Any]]:
-    """Every row of every table but Alembic's, without the columns that 0002 adds."""
+    """Every row of every table but Alembic's, without the columns that later versions add."""
     tables = connection.execute(
         text("SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'")
     ).scalars()
@@ -180,5 +186,47 @@ def test_a_ledger_in_use_is_counted_on_its_way_to_0003(postgres_url: str) -> Non
         states = {run["name"]: run["state"] for run in back["runs"]}
         assert states == {"ten-1": "done", "ten-2": "paused"}, "a cancelled run must not go on in the version before"
         del before["runs"], back["runs"]
+        assert back == before
+        engine.dispose()
+
+
+def test_a_ledger_in_use_loses_nothing_on_its_way_to_0004_and_back(postgres_url: str) -> None:
+    with fresh_database(postgres_url) as url:
+        engine = create_engine(url)
+        config = _config()
+
+        def migrate(move: Callable[[Config, str], None], revision: str) -> dict[str, list[Any]]:
+            with engine.begin() as connection:
+                config.attributes["connection"] = connection
+                move(config, revision)
+            with engine.connect() as connection:
+                return rows_of(connection)
+
+        migrate(command.upgrade, "0001")
+        with engine.begin() as connection:
+            connection.execute(text(POPULATED))
+        before = migrate(command.upgrade, "0003")
+        after = migrate(command.upgrade, "0004")
+        assert after == {**before, "reviews": []}
+        with engine.begin() as connection:
+            assert connection.execute(text("SELECT reviews_until FROM training_runs")).scalar_one() == 0
+            connection.execute(
+                text(
+                    "INSERT INTO reviews (run_id, query_id, label_version, decision) "
+                    "SELECT run_id, query_id, label_version, 'dropped' FROM fret_records"
+                )
+            )
+            connection.execute(text("UPDATE passages SET removed_version = 2 WHERE source_id = '3'"))
+            connection.execute(
+                text(
+                    "INSERT INTO passages (corpus_id, passage_id, source_id, title, text, added_version) "
+                    "SELECT corpus_id, md5('other')::uuid, source_id, title, 'another text', 3 FROM passages "
+                    "WHERE source_id = '3'"
+                )
+            )
+        back = migrate(command.downgrade, "0003")
+        names = sorted(row["source_id"] for row in back.pop("passages"))
+        assert [name for name in names if name.startswith("3")] == ["3", next(n for n in names if "removed" in n)]
+        assert len(names) == len(before.pop("passages")) + 1
         assert back == before
         engine.dispose()

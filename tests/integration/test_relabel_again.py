@@ -20,10 +20,11 @@ from services.relabeler.prompt import prompts_of
 from services.relabeler.prompted import UNUSABLE_SCORES
 from shared import lease, ledger, meter
 from shared.database import engine as process_engine
+from shared.labels import add_label_version
 from shared.llm.open import close as close_llm
 from shared.progress import conservation
 from shared.records import LabelPolicy, LLMConfig, RunConfig, query_id
-from shared.runs import Run, add_label_version, start_run
+from shared.runs import Run, start_run
 from shared.schema import drops, fret_records, llm_usage, queries, shards
 from shared.settings import settings
 from shared.stages import Stage
@@ -161,6 +162,47 @@ def test_another_policy_costs_no_judgement(engine: Engine, run: Run, monkeypatch
         relabel(connection)
     with engine.connect() as connection:
         assert records(connection, 1) == judged
+
+
+def test_what_is_judged_late_is_labelled_in_every_version(engine: Engine, run: Run) -> None:
+    """Two queries are in dead shards when the version is made: one is put back and judged, one kills its workers."""
+    of_relabel = (shards.c.run_id == run.run_id) & (shards.c.stage == "relabel") & (shards.c.label_version == 1)
+
+    def sums() -> list[tuple[int, int, int]]:
+        with engine.connect() as connection:
+            found = [conservation(connection, run.run_id, version) for version in (1, 2)]
+        assert all(each.holds for each in found), found
+        return [(each.records, each.queries_dropped, each.queries_open) for each in found]
+
+    with engine.begin() as connection:
+        asked = connection.execute(select(shards.c.item_ids).where(of_relabel)).scalar_one()
+        connection.execute(shards.delete().where(of_relabel))
+        late = ledger.add_shards(connection, run.run_id, Stage.RELABEL, [[q] for q in asked], parent=run.run_id)[1:]
+        connection.execute(update(shards).where(shards.c.shard_id.in_(late)).values(state="dead"))
+    with engine.connect() as connection:
+        relabel(connection)
+    with engine.begin() as connection:
+        assert ledger.finish_runs(connection) == [run.run_id]
+        assert add_label_version(connection, run, LabelPolicy(positive="seed", num_negatives=2)) == 2
+    assert sums() == [(1, 0, 2), (0, 0, 3)]
+    with engine.connect() as connection:
+        relabel(connection)
+    assert sums() == [(1, 0, 2), (1, 0, 2)]
+
+    with engine.begin() as connection:
+        assert ledger.retry(connection, run.run_id, late[0]) == 1
+    for _ in range(2):  # the judge's shard, and the one that it makes
+        with engine.connect() as connection:
+            relabel(connection)
+    assert sums() == [(2, 0, 1), (2, 0, 1)]
+    with engine.begin() as connection:
+        connection.execute(
+            update(shards)
+            .where(shards.c.shard_id == late[1])
+            .values(state="claimed", losses=2, lease_expires_at=text("now() - interval '1 s'"))
+        )
+        assert ledger.reap(connection) == [late[1]]
+    assert sums() == [(2, 1, 0), (2, 1, 0)]
 
 
 def test_without_stored_scores_the_judge_is_asked(engine: Engine, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from cli.corpus.store import import_corpus
-from cli.runs.command import parse_config
 from cli.runs.preview import preview
+from cli.runs.settings import parse_config
 from cli.runs.teacher import MIN_PASSAGE_TOKENS, settle
 from services.generator.prompt import fixed_texts as generator_texts
 from services.generator.prompt import prompt_of

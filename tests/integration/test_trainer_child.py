@@ -128,6 +128,7 @@ def specification(database_url: str, run: Run, tmp_path: Path) -> dict[str, Any]
         "database_url": database_url,
         "run_id": str(run.run_id),
         "label_version": 1,
+        "reviews_until": 0,
         "config": {**CONFIG, "model_name_or_path": make_tiny_model(tmp_path / "base")},
         "work_dir": str(tmp_path / "1"),
         "resume_from": [],

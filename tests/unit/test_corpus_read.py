@@ -6,13 +6,17 @@ import json
 import os
 import tracemalloc
 from pathlib import Path
+from typing import Any, cast
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from cli.corpus.lines import MAX_ID_CHARS, MAX_LINE_BYTES, MAX_TEXT_CHARS, LocatedPassage, Rule, Skipped
 from cli.corpus.read import read_passages
+from cli.corpus.tables import BATCH_ROWS
 from cli.corpus.text_folder import PASSAGE_CHARS, read_text_folder
 from shared.errors import InvalidInputError
 from shared.records import passage_id
@@ -151,6 +155,60 @@ def test_a_path_that_is_no_corpus_is_an_error(tmp_path: Path, make: object, rule
 
     with pytest.raises(InvalidInputError, match=rule):
         list(read_passages(path))
+
+
+# ---- tables
+
+
+def table(path: Path, *rows: dict[str, Any]) -> Path:
+    parquet.write_table(pa.Table.from_pylist(list(rows)), path)
+    return path
+
+
+def test_a_parquet_file_is_read_by_its_columns(tmp_path: Path) -> None:
+    rows = [{"_id": "a", "title": None, "text": "x", "url": "u"}, {"_id": "b", "title": "t", "text": "y", "url": "v"}]
+    assert passages(table(tmp_path / "one.parquet", *rows)) == [("a", "", "x"), ("b", "t", "y")]
+    assert passages(table(tmp_path / "two.parquet", {"id": 7, "text": "z"})) == [("7", "", "z")]
+    assert [passage[0] for passage in passages(tmp_path)] == ["a", "b", "7"], "a folder's files, in their order"
+
+
+def test_a_row_that_breaks_a_rule_is_told_by_its_number(tmp_path: Path) -> None:
+    many: list[dict[str, Any]] = [{"_id": str(n), "text": "x"} for n in range(BATCH_ROWS + 1)]
+    found = list(read_passages(table(tmp_path / "broken.parquet", *many, {"_id": "last", "text": " "})))
+    (broken,) = [item for item in found if isinstance(item, Skipped)]
+    assert (broken.line, broken.rule) == (BATCH_ROWS + 2, Rule.MISSING_TEXT)
+    for column, rule in (({"text": ["x"]}, Rule.NOT_A_STRING), ({"body": "x"}, Rule.MISSING_TEXT)):
+        (wrong,) = read_passages(table(tmp_path / "wrong.parquet", {"_id": "a", **column}))
+        assert isinstance(wrong, Skipped)
+        assert wrong.rule is rule
+    (tmp_path / "text.parquet").write_text("no table")
+    with pytest.raises(InvalidInputError, match=r"text\.parquet"):
+        list(read_passages(tmp_path / "text.parquet"))
+
+
+def test_a_dataset_is_read_as_the_hub_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library takes a folder for a dataset of that name, so this is its own streaming, without the hub."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "owner" / "name"
+    folder.mkdir(parents=True)
+    table(folder / "corpus.parquet", {"_id": "a", "title": "t", "text": "x"}, {"_id": "b", "title": "", "text": ""})
+    passage, broken = read_passages("hf://owner/name")
+    assert isinstance(passage, LocatedPassage)
+    assert (passage.passage.source_id, passage.path, passage.line) == ("a", "hf://owner/name", 1)
+    assert str(cast(Skipped, broken).error()).startswith("hf://owner/name:2: missing-text")
+
+    table(folder / "train.parquet", {"_id": "a", "title": "t", "text": "x"})
+    (folder / "corpus.parquet").unlink()
+    table(folder / "test.parquet", {"_id": "b", "title": "t", "text": "y"})
+    with pytest.raises(InvalidInputError, match="several splits, name one: hf://owner/name/default/train"):
+        list(read_passages("hf://owner/name"))
+    (only,) = read_passages("hf://owner/name/default/test")
+    assert isinstance(only, LocatedPassage)
+    assert only.passage.source_id == "b"
+    (tmp_path / "owner" / "empty").mkdir()
+    for wrong in ("hf://name", "hf://owner//x", "hf://a/b/c/d/e", "hf://owner/empty"):
+        with pytest.raises(InvalidInputError, match=wrong):
+            list(read_passages(wrong))
 
 
 # ---- text files

@@ -47,6 +47,22 @@ def test_a_tie_that_floating_point_would_break() -> None:
     assert third < fifth
 
 
+def test_one_rank_alone_orders_the_candidates() -> None:
+    ids, ql, rc = [A, B, C, D], [-4.0, -3.0, -2.0, -1.0], [1.0, 2.0, 2.0, 0.5]
+    assert fuse(ids, ql, rc, "ql") == [
+        Fused(D, 1, 4, 1),
+        Fused(C, 2, 2, 1 / 2),
+        Fused(B, 3, 1, 1 / 3),
+        Fused(A, 4, 3, 1 / 4),
+    ]
+    assert fuse(ids, ql, rc, "rc") == [
+        Fused(B, 3, 1, 1),
+        Fused(C, 2, 2, 1 / 2),
+        Fused(A, 4, 3, 1 / 3),
+        Fused(D, 1, 4, 1 / 4),
+    ]
+
+
 def test_agreement_keeps_the_order() -> None:
     assert [f.passage_id for f in fuse([B, C, A], [2, 1, 3], [20, 10, 30])] == [A, B, C]
 

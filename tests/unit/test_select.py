@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cli.runs.settings import parse_config, parse_policy
 from services.relabeler.fuse import Fused, fuse
 from services.relabeler.select import (
     BELOW_MIN_RELEVANCE,
@@ -22,6 +24,7 @@ from services.relabeler.select import (
     select,
     select_negatives,
 )
+from shared.errors import SettingError
 from shared.records import Dropped, FRetRecord, LabelPolicy, RunConfig, TaskQuery
 from shared.store import StoredQuery
 
@@ -63,6 +66,7 @@ def test_p_1_is_the_best_and_the_negative_the_last() -> None:
         positive_rc_rank=1,
         positive_fused_score=2.0,
         seed_fused_score=2 / 3,
+        runner_up_fused_score=1.0,
         positive_span=(11, 39),
         negative_spans=((0, 30),),
     )
@@ -287,6 +291,16 @@ def test_a_run_refuses_a_policy_that_its_candidates_cannot_fill() -> None:
         RunConfig(num_candidates=1)
 
 
+def test_a_labelling_is_set_as_a_run_is() -> None:
+    assert parse_policy(["positive=p_1", "fusion=rc", "num_negatives=2", "relative_margin=0.05"]) == LabelPolicy(
+        positive="p_1", fusion="rc", num_negatives=2, relative_margin=0.05
+    )
+    assert parse_config(["labels.fusion=rc"]).labels.fusion == "rc"
+    for wrong in ("negatives=2", "fusion=sum", "fusion"):
+        with pytest.raises(SettingError, match=re.escape(wrong.split("=")[0])):
+            parse_policy([wrong])
+
+
 def test_the_positive_is_the_teachers_unless_it_is_named() -> None:
     assert LabelPolicy().positive is None
     assert RunConfig().labels.positive == "seed"
@@ -303,3 +317,10 @@ def test_the_positive_is_the_teachers_unless_it_is_named() -> None:
         stored = config.model_dump(mode="json")
         assert RunConfig(**stored) == config
         assert RunConfig(**stored).sha256() == config.sha256()
+
+
+def test_a_setting_that_came_later_leaves_the_hashes_of_before_as_they_were() -> None:
+    """Query ids are made of them, and with them the order that training goes in."""
+    of_before = "3ec9d75ed321c0bffac363f2f1a48b7af0bfc0b54afe38ce0e6d7afee55bb566"
+    assert RunConfig().sha256() == of_before
+    assert RunConfig(labels=LabelPolicy(fusion="ql")).sha256() != of_before

@@ -1,0 +1,65 @@
+"""The synthetic set as a BEIR folder: the run's corpus, its queries, and their positives as judgements.
+
+The passages are the corpus's own, unmasked, since queries share them: each query's metadata names where it stands
+verbatim in its positive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, func, select
+
+from cli.export.rows import ExportRow
+from shared.errors import InvalidInputError
+from shared.runs import Run
+from shared.schema import passages, shards
+from shared.stages import Stage
+
+COLUMNS = ["query-id", "corpus-id", "score"]
+BATCH_PASSAGES = 1_000
+
+
+def write_beir(connection: Connection, run: Run, batches: Iterable[list[ExportRow]], folder: Path) -> None:
+    """Writes corpus.jsonl, queries.jsonl and qrels/train.tsv; a passage has the `_id` that it came with.
+
+    Raises InvalidInputError for an `_id` that a line of qrels cannot hold.
+    """
+    (folder / "qrels").mkdir()
+    with (folder / "corpus.jsonl").open("wb") as file:
+        for row in _corpus(connection, run):
+            file.write(_line({"_id": row.source_id, "title": row.title, "text": row.text}))
+    with (folder / "queries.jsonl").open("wb") as queries, (folder / "qrels" / "train.tsv").open("w") as qrels:
+        qrels.write("\t".join(COLUMNS) + "\n")
+        for rows in batches:
+            for row in rows:
+                metadata = {"task_description": row["task_description"], "positive_span": row["positive_span"]}
+                queries.write(_line({"_id": row["query_id"], "text": row["query_text"], "metadata": metadata}))
+                qrels.write(f"{row['query_id']}\t{_fitting(row['positive_source_id'])}\t1\n")
+
+
+def _corpus(connection: Connection, run: Run) -> Iterable[Any]:
+    indexed = select(func.unnest(shards.c.item_ids)).where(shards.c.run_id == run.run_id, shards.c.stage == Stage.INDEX)
+    statement = (
+        select(passages.c.source_id, passages.c.title, passages.c.text)
+        .where(passages.c.corpus_id == run.corpus_id, passages.c.passage_id.in_(indexed))
+        .order_by(passages.c.passage_id)
+    )
+    return connection.execute(statement, execution_options={"yield_per": BATCH_PASSAGES})
+
+
+def _line(value: dict[str, object]) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _fitting(source_id: str) -> str:
+    if set(source_id) & set('\t\r\n"'):
+        raise InvalidInputError(
+            source_id,
+            None,
+            "a BEIR folder cannot hold this `_id`, with a tab, a quote or a line's end: export another format",
+        )
+    return source_id

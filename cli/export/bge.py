@@ -1,0 +1,48 @@
+"""What FlagEmbedding's trainers take: a line per query with its positive, its negatives and the judge's scores of them.
+
+A passage is its title and text with a blank between, the verbatim spans masked. `prompt` is what FlagEmbedding puts
+before the query; the scores are the raw relevance scores (`rc_score`), for its distillation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import orjson
+
+from cli.export.rows import ExportRow
+from cli.export.sentence_transformers import masked
+from shared.text_format import query_prompt
+
+COLUMNS = ["query", "pos", "neg", "pos_scores", "neg_scores", "prompt"]
+
+
+def write_bge(batches: Iterable[list[ExportRow]], path: Path) -> Counter[str]:
+    """One object per line; how many records were left out, by reason."""
+    left_out = Counter[str]()
+    with path.open("wb") as file:
+        for rows in batches:
+            for row in rows:
+                positive = masked(row["positive_title"], row["positive_text"], row["positive_span"])
+                negatives = [
+                    masked(*negative)
+                    for negative in zip(
+                        row["negative_titles"], row["negative_texts"], row["negative_spans"], strict=True
+                    )
+                ]
+                if not all((positive, *negatives)):
+                    left_out["empty_when_masked"] += 1
+                    continue
+                values = (
+                    row["query_text"],
+                    [positive],
+                    negatives,
+                    [row["positive_rc_score"]],
+                    row["negative_rc_scores"],
+                    query_prompt(row["task_description"]),
+                )
+                line = dict(zip(COLUMNS, values, strict=True))
+                file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+    return left_out

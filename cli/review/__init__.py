@@ -1,0 +1,1 @@
+"""A person looks at the records that are most in doubt, and decides."""

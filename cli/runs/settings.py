@@ -1,0 +1,76 @@
+"""`--set key=value`: what `run start` and `run refuse` take as settings, and the help that lists them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from shared.errors import SettingError
+from shared.models import as_given
+from shared.records import LabelPolicy, RunConfig
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def settings_help(group: type[BaseModel], title: str) -> str:
+    """A command's epilog: a paragraph per setting, with its default."""
+    paragraphs = "\n\n".join(_described(group, "")).replace("[", r"\[")
+    return f"[bold]{title}[/bold] (--set key=value)\n\n{paragraphs}"
+
+
+def _described(group: type[BaseModel], prefix: str) -> list[str]:
+    lines: list[str] = []
+    for name, field in group.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            lines += _described(type(field.default), f"{prefix}{name}.")
+        else:
+            default = "" if field.default in (None, "", {}) else f" (default {field.default})"
+            lines.append(f"{prefix}{name}{default}: {field.description}")
+    return lines
+
+
+def parse_config(assignments: Sequence[str]) -> RunConfig:
+    """The settings of a run; `labels.positive=seed` reaches into a group. Raises SettingError."""
+    values = _parse(assignments)
+    if isinstance(values.get("embedder"), str):
+        values["embedder"] = as_given(values["embedder"])
+    return _made(RunConfig, values, "start")
+
+
+def parse_policy(assignments: Sequence[str]) -> LabelPolicy:
+    """The settings of a labelling, which are those of a run behind `labels.`. Raises SettingError."""
+    return _made(LabelPolicy, _parse(assignments), "refuse")
+
+
+def _parse(assignments: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise SettingError(f"--set takes key=value, and {assignment!r} has no '='")
+        try:
+            parsed: Any = json.loads(value)
+        except ValueError:
+            parsed = value  # a bare word is a string
+        *groups, last = key.split(".")
+        target = values
+        for group in groups:
+            target = target.setdefault(group, {})
+            if not isinstance(target, dict):
+                raise SettingError(f"--set {key}: {group} was given a value of its own before")
+        target[last] = parsed
+    return values
+
+
+def _made(kind: type[Settings], values: dict[str, Any], command: str) -> Settings:
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SettingError(
+            f"--set {where}: {first['msg']}. `fretwork run {command} --help` lists the settings"
+        ) from None
