@@ -14,8 +14,9 @@ from cli.watch import watch_run, watch_shard
 from services.trainer.config import BeirFolder, EvaluationConfig, TrainingConfig
 from shared.budget import find_budget
 from shared.errors import InvalidInputError, NotDoneError
+from shared.labels import add_label_version
 from shared.records import LabelPolicy
-from shared.runs import Run, add_label_version, start_evaluation, start_training
+from shared.runs import Run, start_evaluation, start_training
 
 
 def run_ablation(engine: Engine, run: Run, training: TrainingConfig, data: BeirFolder, output: Path) -> dict[str, Any]:
