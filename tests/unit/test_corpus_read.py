@@ -166,7 +166,10 @@ def table(path: Path, *rows: dict[str, Any]) -> Path:
 
 
 def test_a_parquet_file_is_read_by_its_columns(tmp_path: Path) -> None:
-    rows = [{"_id": "a", "title": None, "text": "x", "url": "u"}, {"_id": "b", "title": "t", "text": "y", "url": "v"}]
+    rows: list[dict[str, Any]] = [
+        {"_id": "a", "title": None, "text": "x", "url": "u"},
+        {"_id": "b", "title": "t", "text": "y", "url": "v"},
+    ]
     assert passages(table(tmp_path / "one.parquet", *rows)) == [("a", "", "x"), ("b", "t", "y")]
     assert passages(table(tmp_path / "two.parquet", {"id": 7, "text": "z"})) == [("7", "", "z")]
     assert [passage[0] for passage in passages(tmp_path)] == ["a", "b", "7"], "a folder's files, in their order"
