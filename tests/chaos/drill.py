@@ -31,8 +31,8 @@ class Seen:
 def carry_out(world: World, run: Run, events: Sequence[Event], seed: int) -> Seen:
     """Returns when the run is done and what was begun is over. Raises TimeoutError where that takes TIMEOUT_S."""
     seen = Seen(world.did, world.wrong)
-    for told in (world.did, world.wrong, world.lost):
-        told.clear()
+    for kept in (world.did, world.wrong, world.lost):
+        kept.clear()
     coming = [(event.at_s, harm(world, run, event, seed)) for event in events]
     going: dict[Harm, bool] = {}
     started = time.monotonic()

@@ -379,7 +379,7 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_behind(
     ledger: Ledger, tmp_path: Path, export_format: ExportFormat
 ) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))  # no file of this process grows beyond it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))  # no file of this process grows beyond it
     try:
         with pytest.raises(InvalidInputError, match=r"out: cannot be written: .*File too large"):
             export_run(ledger.engine, ledger.run.run_id, 1, export_format, tmp_path / "out")
