@@ -6,7 +6,6 @@ costs what one of ten does.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -77,25 +76,6 @@ class Conservation:
             self.sampled == self.seeds_with_queries + self.passages_dropped + self.passages_open
             and self.queries == self.records + self.queries_dropped + self.queries_open
         )
-
-
-@dataclass(frozen=True, slots=True)
-class ThroughputPoint:
-    """A stage's items/s in the step that begins `at`."""
-
-    at: datetime
-    stage: Stage
-    items_per_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Throughput:
-    """What got done over time; a step in which a stage got nothing done has no point."""
-
-    since: datetime
-    until: datetime
-    step_s: float
-    points: list[ThroughputPoint]
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,32 +296,6 @@ def _version(
 
 def _plain(stage: StageProgress) -> dict[str, Any]:
     return {**asdict(stage), "started_at": stage.started_at.isoformat() if stage.started_at else None}
-
-
-def throughput(connection: Connection, run_id: UUID, since_s: int, points: int) -> Throughput:
-    """What got done in the last `since_s` seconds of a run that goes on or went on, in about `points` steps."""
-    window = connection.execute(
-        text(
-            """
-            SELECT greatest(created_at, until - make_interval(secs => :since_s)) AS since, until
-            FROM (SELECT created_at, coalesce(finished_at, now()) AS until FROM runs WHERE run_id = :run_id) AS of_run
-            """
-        ),
-        {"run_id": run_id, "since_s": since_s},
-    ).one()
-    steps = (window.until - window.since).total_seconds() / points / BUCKET_S
-    step = timedelta(seconds=BUCKET_S * max(1, math.ceil(steps)))
-    rows = connection.execute(
-        text(
-            """
-            SELECT date_bin(:step, at, 'epoch') AS at, stage, sum(items) / extract(epoch FROM :step) AS items_per_s
-            FROM throughput WHERE run_id = :run_id AND at + :bucket > :since GROUP BY 1, 2 ORDER BY 1, 2
-            """
-        ),
-        {"run_id": run_id, "step": step, "bucket": timedelta(seconds=BUCKET_S), "since": window.since},
-    )
-    found = [ThroughputPoint(row.at, Stage(row.stage), float(row.items_per_s)) for row in rows]
-    return Throughput(window.since, window.until, step.total_seconds(), found)
 
 
 def list_runs(connection: Connection, limit: int, after: str | None = None) -> list[dict[str, Any]]:

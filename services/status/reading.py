@@ -35,10 +35,11 @@ from services.status.security import may_read
 from shared.errors import NotFoundError
 from shared.fleet import list_queues, list_workers
 from shared.labels import find_policy
-from shared.progress import Throughput, describe, list_runs, throughput
+from shared.progress import describe, list_runs
 from shared.reading import dead_shards, find_training, list_records, list_trainings
 from shared.runs import Run, find_run
 from shared.settings import settings
+from shared.throughput import Throughput, throughput
 
 VERSION = version("fretwork")
 # PostgreSQL's texts hold no NUL

@@ -15,8 +15,8 @@ from sqlalchemy import text
 
 from cli.demo.corpus import normalise
 from shared.fleet import list_workers
-from shared.progress import throughput
 from shared.stages import QUEUES, RUN_STAGES
+from shared.throughput import throughput
 from tests.e2e.stack import Stack
 from tests.truth import counts_and_truth
 

@@ -17,11 +17,12 @@ from shared import ledger
 from shared.counts import add_up
 from shared.database import insert_rows
 from shared.errors import SettingError, TransientError
-from shared.progress import stage_progress, throughput
+from shared.progress import stage_progress
 from shared.records import Dropped, RunConfig, query_id
 from shared.runs import Run, start_run
 from shared.schema import fret_records, queries
 from shared.stages import Stage
+from shared.throughput import throughput
 from tests.truth import counts_and_truth
 
 PASSAGES = 40

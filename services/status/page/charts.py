@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from services.status.page.figures import clock, short
-from shared.progress import Throughput
 from shared.stages import RUN_STAGES
+from shared.throughput import Throughput
 
 WIDTH, HEIGHT = 600, 160
 
