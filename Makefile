@@ -24,7 +24,7 @@ demo: setup ## run the whole job on this machine and print what the training gai
 	$(BIN)/fretwork demo
 
 test: setup ## all tests that need no GPU, no vLLM, no Qdrant server and no Docker
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not gpu and not vllm and not qdrant and not compose"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not vllm and not qdrant and not compose"
 
 test-unit: setup ## the fast tests, without servers
 	$(BIN)/python -m pytest tests/unit
@@ -85,11 +85,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv --clear .venv
 
 # The lock is complete, so pip resolves nothing (--no-deps); torch comes next, with its CUDA packages where it has any.
-# The project itself goes last and offline: it fails if pyproject.toml asks for what is not locked.
+# The project itself goes last and offline: it fails if pyproject.toml asks for what is not locked. Bytecode is made where
+# a module is first imported, since most never are (--no-compile: a third of the time).
 $(BIN)/.installed: requirements.lock requirements-torch.txt pyproject.toml | $(BIN)/python
 	@echo "installing into .venv: about 340 MB, then torch ..."
-	@$(PIP) install --quiet --no-deps --only-binary :all: --require-hashes -r requirements.lock \
-		&& $(PIP) install --only-binary :all: -r requirements-torch.txt \
+	@$(PIP) install --quiet --no-compile --no-deps --only-binary :all: --require-hashes -r requirements.lock \
+		&& $(PIP) install --no-compile --only-binary :all: -r requirements-torch.txt \
 		|| { echo "error: the packages could not be installed: where pip found no matching distribution, use Python 3.11" \
 		"to 3.14 on Linux with glibc or macOS on ARM; else look at the network and the disk, and run make again" >&2; exit 1; }
 	@$(PIP) install --quiet --no-index --no-build-isolation --editable ".[local,dev]" \

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
-from cli.corpus.store import import_corpus
-from cli.stack import postgres, running_stack
+from cli.stack import running_stack
 from shared.records import RunConfig
 from shared.runs import Run
-from tests.e2e.stack import Stack, digest, real_stack
+from tests.e2e.stack import Stack, digest
 from tests.servers import until
 
 CONFIG = RunConfig(shard_size=8, queries_per_passage=2)
@@ -91,31 +88,3 @@ def test_neither_workers_nor_shard_size_decide_the_records(stack: Stack, undistu
         )
     assert len(workers) == 2, workers
     assert digest(stack.engine, run, cosines=False) == digest(stack.engine, undisturbed[0], cosines=False)
-
-
-def test_a_killed_generator_is_replaced_within_75_s_at_the_default_lease(
-    tmp_path: Path, beir_folder: Path, undisturbed: tuple[Run, str]
-) -> None:
-    home = tmp_path / "home"
-    try:
-        with real_stack(home) as stack:
-            import_corpus(stack.engine, "docs", beir_folder)
-            with stack.nobody_writes("queries"):
-                run = stack.start("docs", CONFIG)
-                shard_id, pid = stack.claimed(run, "generate")
-                killed_at = time.monotonic()
-                assert int(pid) == stack.kill("generator")
-
-            def given_back() -> bool:
-                with stack.engine.connect() as connection:
-                    losses = connection.execute(
-                        text("SELECT losses FROM shards WHERE shard_id = :id"), {"id": shard_id}
-                    ).scalar_one()
-                return bool(losses)
-
-            until(given_back, 75 - (time.monotonic() - killed_at))
-            assert time.monotonic() - killed_at > 20, "the lease of 45 s had most of its time to run"
-            stack.finish(run)
-            assert digest(stack.engine, run) == undisturbed[1]
-    finally:
-        postgres.remove(home)
