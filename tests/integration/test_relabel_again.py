@@ -199,7 +199,11 @@ def test_what_is_judged_late_is_labelled_in_every_version(engine: Engine, run: R
         connection.execute(
             update(shards)
             .where(shards.c.shard_id == late[1])
-            .values(state="claimed", losses=2, lease_expires_at=text("now() - interval '1 s'"))
+            .values(
+                state="claimed",
+                losses=ledger.MAX_LOSSES + ledger.MAX_LOSSES_ALONE - 1,
+                lease_expires_at=text("now() - interval '1 s'"),
+            )
         )
         assert ledger.reap(connection) == [late[1]]
     assert sums() == [(2, 1, 0), (2, 1, 0)]
