@@ -25,8 +25,8 @@ from typing import Any
 from benchmarks.results_file import RESULTS, ROOT, figure, write
 from benchmarks.triplets import write_triplets
 
-# what was tried to make sentence-transformers fast: see benchmarks/trainers.py
-ST_SETTINGS = ("default", "bf16", "bf16-eager", "bf16-uncached")
+# what is tried to make sentence-transformers fast, each with bf16 where the processor has it (benchmarks/trainers.py)
+ST_SETTINGS = ("default", "fast", "fast-uncached", "fast-uncached-eager")
 
 
 def measured(what: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:

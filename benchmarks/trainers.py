@@ -2,8 +2,9 @@
 
 python -m benchmarks.trainers ours|st:SETTINGS|encode FOLDER
 
-Settings of sentence-transformers' trainer: `default`; `bf16`, as Fretwork's trainer uses it where the processor has it;
-`bf16-eager`, with the attention that Fretwork's trainer found fastest on a CPU; `bf16-uncached`, without GradCache.
+Settings of sentence-transformers' trainer: `default`; `fast`, in bfloat16 where the processor has it, as Fretwork's
+trainer is; and then `uncached`, without GradCache, and `eager`, with the attention that is fastest to train with on a
+CPU.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from benchmarks.triplets import Triplet, read_triplets, records_of
 from services.trainer.beir import read_beir
 from services.trainer.config import TrainingConfig
 from services.trainer.embed import embed
-from services.trainer.encoder import load_model
+from services.trainer.encoder import autocast_dtype, load_model
 from services.trainer.retrieval import Retrieval
 from services.trainer.train import train
 from shared.models import resolve_model
@@ -89,10 +90,10 @@ def theirs(
     triplets: Sequence[Triplet], given: argparse.Namespace, work: Path, settings: str
 ) -> tuple[SentenceTransformer, float]:
     asked = TrainingConfig()
-    attention = {"model_kwargs": {"attn_implementation": "eager"}} if settings.endswith("eager") else {}
+    attention = {"model_kwargs": {"attn_implementation": "eager"}} if "eager" in settings else {}
     model = SentenceTransformer(resolve_model(given.model), **attention)
     model.max_seq_length = given.max_len
-    kind = MultipleNegativesRankingLoss if settings.endswith("uncached") else CachedMultipleNegativesRankingLoss
+    kind = MultipleNegativesRankingLoss if "uncached" in settings else CachedMultipleNegativesRankingLoss
     trainer = SentenceTransformerTrainer(
         model=model,
         args=SentenceTransformerTrainingArguments(
@@ -101,7 +102,7 @@ def theirs(
             learning_rate=asked.learning_rate,
             warmup_steps=round(asked.warmup_ratio * -(-len(triplets) // given.batch)),
             num_train_epochs=1,
-            bf16=settings.startswith("bf16"),
+            bf16=settings.startswith("fast") and autocast_dtype(model.device) is not None,
             seed=SEED,
             save_strategy="no",
             report_to="none",
