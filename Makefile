@@ -85,8 +85,9 @@ $(BIN)/python:
 	$(PYTHON) -m venv --clear .venv
 
 # The lock is complete, so pip resolves nothing (--no-deps); torch comes next, with its CUDA packages where it has any.
-# The project itself goes last and offline: it fails if pyproject.toml asks for what is not locked. Bytecode is made where
-# a module is first imported, since most never are (--no-compile: a third of the time).
+# The project itself goes last and offline: it fails if pyproject.toml asks for what is not locked. Bytecode is made on all
+# cores at once; left to the first import it would never be kept where PYTHONDONTWRITEBYTECODE is set, as in many
+# containers, and importing torch takes seconds longer each time. A few packages carry files of other Pythons.
 $(BIN)/.installed: requirements.lock requirements-torch.txt pyproject.toml | $(BIN)/python
 	@echo "installing into .venv: about 340 MB, then torch ..."
 	@$(PIP) install --quiet --no-compile --no-deps --only-binary :all: --require-hashes -r requirements.lock \
@@ -95,6 +96,7 @@ $(BIN)/.installed: requirements.lock requirements-torch.txt pyproject.toml | $(B
 		"to 3.14 on Linux with glibc or macOS on ARM; else look at the network and the disk, and run make again" >&2; exit 1; }
 	@$(PIP) install --quiet --no-index --no-build-isolation --editable ".[local,dev]" \
 		|| { echo "error: pyproject.toml asks for what requirements.lock does not hold: run \`make lock\`" >&2; exit 1; }
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	@touch $@
 
 # The lock is complete, torch and CUDA included; vLLM has wheels for Linux alone.
