@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 UV := uv==0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-vllm test-chaos test-compose bench-ledger bench-llm bench-train bench-watch \
+.PHONY: help setup demo test test-unit test-slow test-vllm test-chaos test-compose bench-ledger bench-llm bench-train bench-watch \
 	vllm lint format lock clean
 .DELETE_ON_ERROR:
 
@@ -23,8 +23,11 @@ setup: $(BIN)/.installed ## make .venv from requirements.lock (the other targets
 demo: setup ## run the whole job on this machine and print what the training gained
 	$(BIN)/fretwork demo
 
-test: setup ## all tests that need no GPU, no vLLM, no Qdrant server and no Docker
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not vllm and not qdrant and not compose"
+test: setup ## all tests but the slow ones and those that need a GPU, vLLM, a Qdrant server or Docker
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not vllm and not qdrant and not compose and not slow"
+
+test-slow: setup ## those that take too long to run often: a second round with a trained embedder, workers that drain
+	$(BIN)/python -m pytest -m slow
 
 test-unit: setup ## the fast tests, without servers
 	$(BIN)/python -m pytest tests/unit

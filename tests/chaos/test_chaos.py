@@ -130,6 +130,7 @@ def planned() -> list[tuple[int, tuple[Event, ...]]]:
     return sorted(chosen.items(), key=lambda item: (lease_s(item[0]) is None, item[0]))
 
 
+@pytest.mark.slow
 def test_workers_that_are_asked_to_end_finish_what_they_hold(worlds: Worlds, corpus: Path) -> None:
     here, expected = worlds.with_lease(lease_s(1))
     import_corpus(here.stack.engine, "terminated", corpus)

@@ -214,6 +214,7 @@ def test_an_updated_run_asks_about_what_is_new_alone_and_equals_one_from_scratch
     assert "llm.temperature" in fretwork(ran.stack, "run", "start", *other, exit_status=1).stderr
 
 
+@pytest.mark.slow
 def test_a_second_round_retrieves_with_an_embedder_trained_on_the_first_and_judges_what_is_new(
     ran: Ran, tmp_path: Path
 ) -> None:
