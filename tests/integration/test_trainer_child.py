@@ -164,6 +164,7 @@ class Child:
             yield json.loads(line)
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_end(
     specification: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -229,6 +230,7 @@ def test_an_error_is_the_last_line(
         assert (line["path"], line["line"]) == ("/nowhere/corpus.jsonl", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "says"),
     [

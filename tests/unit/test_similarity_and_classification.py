@@ -83,7 +83,7 @@ def mtebs(kind: str, model: str, dim: int, data: Any, samples_per_label: int = 8
 
 @pytest.mark.usefixtures("one_text_a_batch")
 @pytest.mark.filterwarnings("ignore")  # mteb's
-@pytest.mark.parametrize("which", ["base", "prompted"])
+@pytest.mark.parametrize("which", ["base", pytest.param("prompted", marks=pytest.mark.slow)])
 def test_correlation_is_mtebs(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     model = request.getfixturevalue(which)
     data = StsFile(path=str(written(tmp_path / "pairs.jsonl", PAIRS)))
@@ -97,7 +97,9 @@ def test_correlation_is_mtebs(which: str, request: pytest.FixtureRequest, tmp_pa
 
 @pytest.mark.usefixtures("one_text_a_batch")
 @pytest.mark.filterwarnings("ignore")  # mteb's
-@pytest.mark.parametrize(("which", "samples_per_label"), [("base", 8), ("prompted", 16)])
+@pytest.mark.parametrize(
+    ("which", "samples_per_label"), [pytest.param("base", 8, marks=pytest.mark.slow), ("prompted", 16)]
+)
 def test_accuracy_is_mtebs(which: str, samples_per_label: int, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     model = request.getfixturevalue(which)
     rows = {
