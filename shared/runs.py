@@ -90,7 +90,15 @@ def _check_can_follow(earlier: Run, config: RunConfig) -> None:
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    return {**values, **{f"llm.{name}": value for name, value in values.pop("llm", {}).items()}}
+    of_llm = values.pop("llm", {})
+    return values | {f"llm.{name}": value for name, value in of_llm.items()}
+
+
+def find_followed(connection: Connection, run: Run) -> Run | None:
+    """The run whose LLM's queries and judgements this one takes over; None where it asks for everything itself."""
+    if run.config.follows is None or run.config.teacher != "llm":
+        return None
+    return find_run(connection, run.config.follows)
 
 
 def start_run(

@@ -10,13 +10,14 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, text
 
 from cli.ablate.recipes import BASELINE, RECIPES, compared
+from cli.models.queued import evaluate_and_watch
 from cli.watch import watch_run, watch_shard
 from services.trainer.config import BeirFolder, EvaluationConfig, TrainingConfig
 from shared.budget import find_budget
 from shared.errors import InvalidInputError, NotDoneError
 from shared.labels import add_label_version
 from shared.records import LabelPolicy
-from shared.runs import Run, start_evaluation, start_training
+from shared.runs import Run, start_training
 
 
 def run_ablation(engine: Engine, run: Run, training: TrainingConfig, data: BeirFolder, output: Path) -> dict[str, Any]:
@@ -30,7 +31,8 @@ def run_ablation(engine: Engine, run: Run, training: TrainingConfig, data: BeirF
     """
     with engine.connect() as connection:
         tokens_before = find_budget(connection, run.run_id).used_tokens
-    base = _evaluate(engine, EvaluationConfig(model=training.model_name_or_path, data=data), "measuring the base")
+    of_base = EvaluationConfig(model=training.model_name_or_path, data=data)
+    base = evaluate_and_watch(engine, of_base, "measuring the base")
     policies = dict.fromkeys(recipe.policy for recipe in RECIPES)
     by_policy = {policy: _label_version(engine, run, policy) for policy in policies}
     versions = {recipe: by_policy[recipe.policy] for recipe in RECIPES}
@@ -48,7 +50,8 @@ def run_ablation(engine: Engine, run: Run, training: TrainingConfig, data: BeirF
     for recipe in RECIPES:
         if recipe != BASELINE:
             models = {"model": str(output / recipe.name), "baseline": str(output / BASELINE.name)}
-            reports[recipe] = _evaluate(engine, EvaluationConfig(**models, data=data), f"measuring {recipe.name}")
+            config = EvaluationConfig(**models, data=data)
+            reports[recipe] = evaluate_and_watch(engine, config, f"measuring {recipe.name}")
     with engine.connect() as connection:
         tokens_after = find_budget(connection, run.run_id).used_tokens
     return {
@@ -128,9 +131,3 @@ def _training_run(
     if found is None and there:
         raise InvalidInputError(output_dir, None, "it exists already, from another training: name another --output")
     return found or start_training(connection, run, label_version, stored, str(output_dir))
-
-
-def _evaluate(engine: Engine, config: EvaluationConfig, what: str) -> dict[str, Any]:
-    with engine.begin() as connection:
-        evaluation_id = start_evaluation(connection, config.model_dump(mode="json"))
-    return watch_shard(engine, "evaluations", evaluation_id, what)

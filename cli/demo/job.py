@@ -20,14 +20,15 @@ from cli.corpus.store import import_corpus
 from cli.demo.corpus import DemoCorpus, build
 from cli.demo.figures import Figures, read_figures
 from cli.demo.settings import DIMS, run_config, training_config
-from cli.watch import watch_run, watch_shard
+from cli.models.queued import evaluate_and_watch, train_and_watch
+from cli.watch import watch_run
 from services.trainer.config import BeirFolder, EvaluationConfig
 from services.trainer.model_card import write_model_card
 from shared.errors import FretworkError
 from shared.labels import add_label_version
 from shared.progress import Conservation, StageProgress, conservation, stage_progress
 from shared.records import LabelPolicy
-from shared.runs import Run, start_evaluation, start_run, start_training
+from shared.runs import Run, start_run
 
 Policy = Literal["seed", "p_1"]
 POLICIES: tuple[Policy, ...] = ("seed", "p_1")
@@ -115,11 +116,8 @@ def _watch(engine: Engine, run: Run) -> None:
 
 
 def _train(engine: Engine, run: Run, label_version: int, output_dir: Path, seed: int, base: str) -> UUID:
-    config = training_config(seed, base).model_dump(mode="json")
-    with engine.begin() as connection:
-        training_run_id = start_training(connection, run, label_version, config, str(output_dir))
-    watch_shard(engine, "training_runs", training_run_id, f"training with positives `{output_dir.name}`")
-    return training_run_id
+    what = f"training with positives `{output_dir.name}`"
+    return train_and_watch(engine, run, label_version, training_config(seed, base), output_dir, what)
 
 
 def _evaluate(
@@ -131,9 +129,7 @@ def _evaluate(
         data=BeirFolder(path=str(beir_dir), split=split),
         dims=DIMS if baseline else DIMS[:1],
     )
-    with engine.begin() as connection:
-        evaluation_id = start_evaluation(connection, config.model_dump(mode="json"))
-    return watch_shard(engine, "evaluations", evaluation_id, f"measuring on the {what}")
+    return evaluate_and_watch(engine, config, f"measuring on the {what}")
 
 
 def _count(engine: Engine, outcome: Outcome) -> None:

@@ -13,13 +13,14 @@ from rich.table import Table
 
 from cli.context import Context, say
 from cli.models.mixture_file import read_mixture
+from cli.models.queued import evaluate_and_watch
 from cli.watch import watch_shard
 from services.trainer.config import EvaluationConfig, Prompts, TrainingConfig
 from shared.errors import InvalidInputError, NotDoneError, SettingError
 from shared.labels import find_policy
 from shared.models import as_given
 from shared.reviews import DROPPED, count_reviews
-from shared.runs import find_run, start_evaluation, start_training
+from shared.runs import find_run, start_training
 
 _DEFAULTS = TrainingConfig()
 
@@ -170,9 +171,7 @@ def evaluate(
     )
     settings: Context = context.obj
     with settings.database(workers=True) as engine:
-        with engine.begin() as connection:
-            evaluation_id = start_evaluation(connection, config.model_dump(mode="json"))
-        result = watch_shard(engine, "evaluations", evaluation_id, "evaluation")
+        result = evaluate_and_watch(engine, config, "evaluation")
     if as_json:
         typer.echo(json.dumps(result))
     else:

@@ -17,7 +17,7 @@ from cli.context import Context, say
 from cli.runs.preview import preview
 from cli.runs.refuse import refuse
 from cli.runs.rounds import next_round
-from cli.runs.settings import parse_config, settings_help
+from cli.runs.settings import MaxHours, MaxTokens, parse_config, settings_help
 from cli.runs.teacher import settle
 from cli.runs.update import update
 from cli.watch import stages_table, wait_for, watch_run
@@ -35,17 +35,6 @@ class Resume(StrEnum):
     NEVER = "never"
     IF_POSSIBLE = "if_possible"
     ALWAYS = "always"
-
-
-MaxTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--max-tokens", metavar="N", help="pause the run once its LLM calls have used this many tokens in all"
-    ),
-]
-MaxHours = Annotated[
-    float | None, typer.Option("--max-hours", metavar="H", help="pause the run after this time from now")
-]
 
 
 @app.command(epilog=settings_help(RunConfig, "Settings of a run"))

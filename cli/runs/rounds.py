@@ -12,11 +12,12 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from cli.context import say
-from cli.watch import watch_run, watch_shard
+from cli.models.queued import train_and_watch
+from cli.watch import watch_run
 from services.trainer.config import TrainingConfig
 from shared.labels import add_label_version
 from shared.records import LabelPolicy
-from shared.runs import Run, start_run, start_training
+from shared.runs import Run, start_run
 
 
 def next_round(engine: Engine, corpus: str, run: Run, folder: Path) -> Run:
@@ -29,9 +30,7 @@ def next_round(engine: Engine, corpus: str, run: Run, folder: Path) -> Run:
         version = add_label_version(connection, run, LabelPolicy(positive="seed"))
     watch_run(engine, run.run_id, run.name)
     training = TrainingConfig(model_name_or_path=run.config.embedder, hard_negatives=False, seed=run.config.seed)
-    with engine.begin() as connection:
-        training_run_id = start_training(connection, run, version, training.model_dump(mode="json"), str(output))
-    watch_shard(engine, "training_runs", training_run_id, "training the next round's embedder")
+    train_and_watch(engine, run, version, training, output, "training the next round's embedder")
     say(f"the next round retrieves with {output}")
     config = run.config.model_copy(update={"embedder": str(output), "follows": run.run_id})
     with engine.begin() as connection:

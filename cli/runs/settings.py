@@ -1,11 +1,12 @@
-"""`--set key=value`: what `run start` and `run refuse` take as settings, and the help that lists them."""
+"""What commands of runs take as settings: `--set key=value`, with the help that lists them, and a run's limits."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+import typer
 from pydantic import BaseModel, ValidationError
 
 from shared.errors import SettingError
@@ -13,6 +14,16 @@ from shared.models import as_given
 from shared.records import LabelPolicy, RunConfig
 
 Settings = TypeVar("Settings", bound=BaseModel)
+
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens", metavar="N", help="pause the run once its LLM calls have used this many tokens in all"
+    ),
+]
+MaxHours = Annotated[
+    float | None, typer.Option("--max-hours", metavar="H", help="pause the run after this time from now")
+]
 
 
 def settings_help(group: type[BaseModel], title: str) -> str:

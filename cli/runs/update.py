@@ -8,6 +8,7 @@ import typer
 from sqlalchemy import select
 
 from cli.context import Context, say
+from cli.runs.settings import MaxHours, MaxTokens
 from cli.runs.teacher import settle
 from cli.watch import wait_for
 from shared.errors import NotDoneError, SettingError
@@ -19,12 +20,8 @@ def update(
     context: typer.Context,
     run: Annotated[str, typer.Argument(help="the run's name, or `latest`")],
     wait: Annotated[bool, typer.Option("--wait", help="watch the new run until it is done")] = False,
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", metavar="N", help="pause it once its LLM calls have used as many")
-    ] = None,
-    max_hours: Annotated[
-        float | None, typer.Option("--max-hours", metavar="H", help="pause it after this time from now")
-    ] = None,
+    max_tokens: MaxTokens = None,
+    max_hours: MaxHours = None,
 ) -> None:
     """Start a run with the settings of a finished one, on its corpus as it is now, after passages came or went.
 

@@ -19,7 +19,7 @@ from shared.llm.loop import on_loop
 from shared.llm.open import open_run_llm
 from shared.meter import metered
 from shared.records import Dropped, Passage, TaskQuery
-from shared.runs import Run, find_run
+from shared.runs import Run, find_followed, find_run
 from shared.schema import queries
 from shared.stages import ROUTES, Stage, task_name
 from shared.worker import Output, perform
@@ -64,10 +64,10 @@ def _generate(claim: Claim) -> Output:
 
 def _taken_over(run: Run, passages: Sequence[Passage]) -> dict[UUID, list[TaskQuery]]:
     """What the run that this one follows has of these passages."""
-    if run.config.follows is None or run.config.teacher != "llm":
-        return {}
     with engine().connect() as connection:
-        followed = find_run(connection, run.config.follows)
+        followed = find_followed(connection, run)
+        if followed is None:
+            return {}
         ids = earlier.ids_in(followed.fingerprint, passages, run.config.queries_per_passage)
         found = store.load_queries(connection, followed, ids)
     return earlier.taken_over((item.query for item in found), run.fingerprint)

@@ -27,7 +27,7 @@ from shared.llm.loop import on_loop
 from shared.llm.open import open_run_llm
 from shared.meter import metered
 from shared.records import Dropped, FRetRecord, Passage
-from shared.runs import Run, find_run
+from shared.runs import Run, find_followed, find_run
 from shared.stages import ROUTES, Stage, task_name
 from shared.store import StoredQuery
 from shared.worker import Output, perform
@@ -96,10 +96,10 @@ def _judge(run: Run, unjudged: Sequence[StoredQuery], passages: Mapping[UUID, Pa
 
 def _known(run: Run, unjudged: Sequence[StoredQuery]) -> dict[UUID, earlier.Known]:
     """What the run that this one follows knows of each query's passages, by query id."""
-    if run.config.follows is None or run.config.teacher != "llm":
-        return {item.query.query_id: {} for item in unjudged}
     with engine().connect() as connection:
-        followed = find_run(connection, run.config.follows)
+        followed = find_followed(connection, run)
+        if followed is None:
+            return {item.query.query_id: {} for item in unjudged}
         ids = {item.query.query_id: earlier.id_in(followed.fingerprint, item) for item in unjudged}
         found = {item.query.query_id: item for item in store.load_queries(connection, followed, list(ids.values()))}
     return {item.query.query_id: earlier.known(item, found.get(ids[item.query.query_id])) for item in unjudged}

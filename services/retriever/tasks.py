@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from typing import Any
-from uuid import UUID
 
 import numpy as np
 from celery.signals import worker_init
 
-from services.retriever import duplicates, embed, neighbours, vector_index
+from services.retriever import duplicates, embed, neighbours, restore, vector_index
 from services.retriever.save import save_candidates
-from shared import ledger, store
+from shared import store
 from shared.celery_app import app
 from shared.database import engine
-from shared.errors import BarrierClosedError, TransientError
+from shared.errors import TransientError
 from shared.ledger import Claim
-from shared.records import TaskQuery
 from shared.runs import Run, find_run
-from shared.stages import ROUTES, Stage, task_name
+from shared.stages import Stage, task_name
 from shared.worker import Output, perform
 
 
@@ -59,7 +55,7 @@ def _index(claim: Claim) -> Output:
     vector_index.ensure(collection, embed.dimension(run.config.embedder))
     missing = vector_index.missing(collection, claim.item_ids)
     if missing and run.config.follows is not None:
-        kept = _vectors_of(run.config.follows, run.config.embedder, missing)
+        kept = restore.vectors_of_followed(run.config.follows, run.config.embedder, missing)
         if kept:
             vector_index.upsert(collection, list(kept), np.array(list(kept.values()), dtype=np.float32))
             missing = [passage_id for passage_id in missing if passage_id not in kept]
@@ -71,20 +67,10 @@ def _index(claim: Claim) -> Output:
     return Output()
 
 
-def _vectors_of(followed: UUID, embedder: str, passage_ids: Sequence[UUID]) -> dict[UUID, list[float]]:
-    """Vectors that the index of the run that is followed has, of the same embedder, to spare the encoder."""
-    with engine().connect() as connection:
-        earlier = find_run(connection, followed)
-    collection = vector_index.passages_collection(earlier)
-    if earlier.config.embedder != embedder or not vector_index.count(collection):
-        return {}
-    return vector_index.vectors_of(collection, passage_ids)
-
-
 def _retrieve(claim: Claim) -> Output:
     run = _run(claim)
     passages = vector_index.passages_collection(run)
-    _reopen_if_short(run, passages)
+    restore.reopen_if_short(run, passages)
     with engine().connect() as connection:
         asked = [item.query for item in store.load_queries(connection, run, claim.item_ids)]
     vectors = embed.embed_queries(run.config.embedder, asked)
@@ -101,23 +87,10 @@ def _retrieve(claim: Claim) -> Output:
     return Output(lambda connection: save_candidates(connection, run, candidates), survivors=claim.item_ids)
 
 
-def _reopen_if_short(run: Run, collection: str) -> None:
-    """An index that lost points, as with a lost volume, is made again from Postgres before anything is searched."""
-    count = vector_index.count(collection)
-    if count >= run.passage_count:
-        return
-    with engine().begin() as connection:
-        expected = run.passage_count - ledger.index_drops(connection, run.run_id)
-        if count >= expected:
-            return
-        reopened = ledger.reopen_index(connection, run.run_id)
-    raise BarrierClosedError(f"the index holds {count} of {expected} passages; {reopened} of its shards are done again")
-
-
 def _dedup(claim: Claim) -> Output:
     run = _run(claim)
     own = vector_index.queries_collection(run)
-    _restore_if_short(run, own, claim)
+    restore.restore_if_short(run, own, claim.item_ids[0])
     vectors = vector_index.vectors_of(own, claim.item_ids)
     dropped = duplicates.near_duplicates(
         claim.item_ids,
@@ -128,34 +101,3 @@ def _dedup(claim: Claim) -> Output:
     )
     gone = {item.item_id for item in dropped}
     return Output(dropped=tuple(dropped), survivors=tuple(q for q in claim.item_ids if q not in gone))
-
-
-def _restore_if_short(run: Run, own: str, claim: Claim) -> None:
-    """Makes the vectors of queries again that were lost with the index: each is a neighbour that some query may repeat.
-
-    No shard is opened again for them: their queries may be anywhere in the stages that follow. Several retrievers share
-    the work, because each begins at its own shard. Raises TransientError where it takes longer than half a shard may.
-    """
-    with engine().connect() as connection:
-        expected = ledger.retrieved(connection, run.run_id)
-    vector_index.ensure(own, embed.dimension(run.config.embedder))
-    if vector_index.count(own) >= expected:
-        return
-    deadline = time.monotonic() + ROUTES[Stage.DEDUP].max_shard_s / 2
-    for first in (claim.item_ids[0], UUID(int=0)):
-        while page := _lost_queries(run, own, first):
-            first, lost = page
-            if lost:
-                vector_index.upsert(own, [q.query_id for q in lost], embed.embed_queries(run.config.embedder, lost))
-            if time.monotonic() > deadline:
-                raise TransientError(f"{vector_index.count(own)} of {expected} lost vectors are there again")
-
-
-def _lost_queries(run: Run, own: str, first: UUID) -> tuple[UUID, list[TaskQuery]] | None:
-    """Of a page of queries from the id `first` on those that have no vector, and where the next page begins."""
-    with engine().connect() as connection:
-        ids = store.retrieved_query_ids(connection, run, first)
-        if not ids:
-            return None
-        lost = store.load_queries(connection, run, vector_index.missing(own, ids))
-    return UUID(int=ids[-1].int + 1), [item.query for item in lost]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +11,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, create_engine, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.pool import NullPool
 
@@ -121,7 +121,12 @@ def rows_of(connection: Connection) -> dict[str, list[Any]]:
     }
 
 
-def test_a_ledger_in_use_loses_nothing_on_its_way_to_0002_and_back(postgres_url: str) -> None:
+Migrate = Callable[[Callable[[Config, str], None], str], dict[str, list[Any]]]
+
+
+@pytest.fixture
+def in_use(postgres_url: str) -> Iterator[tuple[Engine, Migrate]]:
+    """A ledger of version 0001 with rows in its tables, and what moves it to a version and returns all rows then."""
     with fresh_database(postgres_url) as url:
         engine = create_engine(url)
         config = _config()
@@ -136,97 +141,74 @@ def test_a_ledger_in_use_loses_nothing_on_its_way_to_0002_and_back(postgres_url:
         migrate(command.upgrade, "0001")
         with engine.begin() as connection:
             connection.execute(text(POPULATED))
-        with engine.connect() as connection:
-            before = rows_of(connection)
-        assert len(before) == 11
-        assert all(rows for table, rows in before.items() if table != "corpus_terms")
-        after = migrate(command.upgrade, "0002")
-        assert {table: after.pop(table) for table in ("endpoints", "llm_usage")} == {"endpoints": [], "llm_usage": []}
-        assert after == before
-        with engine.begin() as connection:
-            assert (
-                connection.execute(text("SELECT max_tokens, deadline_at, paused_reason FROM runs")).all()
-                == [(None, None, None)] * 2
-            )
-            connection.execute(text("UPDATE runs SET state = 'paused', paused_reason = 'spent' WHERE name = 'ten-2'"))
-        with pytest.raises(IntegrityError), engine.begin() as connection:
-            connection.execute(text("UPDATE runs SET state = 'asleep'"))
-        assert migrate(command.downgrade, "0001") == before, "a paused run is a running one to the version before"
+        yield engine, migrate
         engine.dispose()
 
 
-def test_a_ledger_in_use_is_counted_on_its_way_to_0003(postgres_url: str) -> None:
-    with fresh_database(postgres_url) as url:
-        engine = create_engine(url)
-        config = _config()
-
-        def migrate(move: Callable[[Config, str], None], revision: str) -> dict[str, list[Any]]:
-            with engine.begin() as connection:
-                config.attributes["connection"] = connection
-                move(config, revision)
-            with engine.connect() as connection:
-                return rows_of(connection)
-
-        migrate(command.upgrade, "0001")
-        with engine.begin() as connection:
-            connection.execute(text(POPULATED))
-        before = migrate(command.upgrade, "0002")
-        after = migrate(command.upgrade, "0003")
-        assert {table: rows for table, rows in after.items() if table in before} == before
-        assert {table for table, rows in after.items() if rows} - set(before) == {"counts"}
-        with engine.begin() as connection:
-            for name in ("done", "running"):
-                run_id = connection.execute(text("SELECT CAST(md5(:name) AS uuid)"), {"name": name}).scalar_one()
-                counted, there = counts_and_truth(connection, run_id)
-                there.pop(("relabel", 1, "judged"), None)  # the relabeler itself counts those, since then
-                assert counted == there
-                assert there
-            connection.execute(text("UPDATE runs SET state = 'cancelled' WHERE name = 'ten-2'"))
-        back = migrate(command.downgrade, "0002")
-        states = {run["name"]: run["state"] for run in back["runs"]}
-        assert states == {"ten-1": "done", "ten-2": "paused"}, "a cancelled run must not go on in the version before"
-        del before["runs"], back["runs"]
-        assert back == before
-        engine.dispose()
+def test_a_ledger_in_use_loses_nothing_on_its_way_to_0002_and_back(in_use: tuple[Engine, Migrate]) -> None:
+    engine, migrate = in_use
+    with engine.connect() as connection:
+        before = rows_of(connection)
+    assert len(before) == 11
+    assert all(rows for table, rows in before.items() if table != "corpus_terms")
+    after = migrate(command.upgrade, "0002")
+    assert {table: after.pop(table) for table in ("endpoints", "llm_usage")} == {"endpoints": [], "llm_usage": []}
+    assert after == before
+    with engine.begin() as connection:
+        assert (
+            connection.execute(text("SELECT max_tokens, deadline_at, paused_reason FROM runs")).all()
+            == [(None, None, None)] * 2
+        )
+        connection.execute(text("UPDATE runs SET state = 'paused', paused_reason = 'spent' WHERE name = 'ten-2'"))
+    with pytest.raises(IntegrityError), engine.begin() as connection:
+        connection.execute(text("UPDATE runs SET state = 'asleep'"))
+    assert migrate(command.downgrade, "0001") == before, "a paused run is a running one to the version before"
 
 
-def test_a_ledger_in_use_loses_nothing_on_its_way_to_0004_and_back(postgres_url: str) -> None:
-    with fresh_database(postgres_url) as url:
-        engine = create_engine(url)
-        config = _config()
+def test_a_ledger_in_use_is_counted_on_its_way_to_0003(in_use: tuple[Engine, Migrate]) -> None:
+    engine, migrate = in_use
+    before = migrate(command.upgrade, "0002")
+    after = migrate(command.upgrade, "0003")
+    assert {table: rows for table, rows in after.items() if table in before} == before
+    assert {table for table, rows in after.items() if rows} - set(before) == {"counts"}
+    with engine.begin() as connection:
+        for name in ("done", "running"):
+            run_id = connection.execute(text("SELECT CAST(md5(:name) AS uuid)"), {"name": name}).scalar_one()
+            counted, there = counts_and_truth(connection, run_id)
+            there.pop(("relabel", 1, "judged"), None)  # the relabeler itself counts those, since then
+            assert counted == there
+            assert there
+        connection.execute(text("UPDATE runs SET state = 'cancelled' WHERE name = 'ten-2'"))
+    back = migrate(command.downgrade, "0002")
+    states = {run["name"]: run["state"] for run in back["runs"]}
+    assert states == {"ten-1": "done", "ten-2": "paused"}, "a cancelled run must not go on in the version before"
+    del before["runs"], back["runs"]
+    assert back == before
 
-        def migrate(move: Callable[[Config, str], None], revision: str) -> dict[str, list[Any]]:
-            with engine.begin() as connection:
-                config.attributes["connection"] = connection
-                move(config, revision)
-            with engine.connect() as connection:
-                return rows_of(connection)
 
-        migrate(command.upgrade, "0001")
-        with engine.begin() as connection:
-            connection.execute(text(POPULATED))
-        before = migrate(command.upgrade, "0003")
-        after = migrate(command.upgrade, "0004")
-        assert after == {**before, "reviews": []}
-        with engine.begin() as connection:
-            assert connection.execute(text("SELECT reviews_until FROM training_runs")).scalar_one() == 0
-            connection.execute(
-                text(
-                    "INSERT INTO reviews (run_id, query_id, label_version, decision) "
-                    "SELECT run_id, query_id, label_version, 'dropped' FROM fret_records"
-                )
+def test_a_ledger_in_use_loses_nothing_on_its_way_to_0004_and_back(in_use: tuple[Engine, Migrate]) -> None:
+    engine, migrate = in_use
+    before = migrate(command.upgrade, "0003")
+    after = migrate(command.upgrade, "0004")
+    assert after == {**before, "reviews": []}
+    with engine.begin() as connection:
+        assert connection.execute(text("SELECT reviews_until FROM training_runs")).scalar_one() == 0
+        connection.execute(
+            text(
+                "INSERT INTO reviews (run_id, query_id, label_version, decision) "
+                "SELECT run_id, query_id, label_version, 'dropped' FROM fret_records"
             )
-            connection.execute(text("UPDATE passages SET removed_version = 2 WHERE source_id = '3'"))
-            connection.execute(
-                text(
-                    "INSERT INTO passages (corpus_id, passage_id, source_id, title, text, added_version) "
-                    "SELECT corpus_id, md5('other')::uuid, source_id, title, 'another text', 3 FROM passages "
-                    "WHERE source_id = '3'"
-                )
+        )
+        connection.execute(text("UPDATE passages SET removed_version = 2 WHERE source_id = '3'"))
+        connection.execute(
+            text(
+                "INSERT INTO passages (corpus_id, passage_id, source_id, title, text, added_version) "
+                "SELECT corpus_id, md5('other')::uuid, source_id, title, 'another text', 3 FROM passages "
+                "WHERE source_id = '3'"
             )
-        back = migrate(command.downgrade, "0003")
-        names = sorted(row["source_id"] for row in back.pop("passages"))
-        assert [name for name in names if name.startswith("3")] == ["3", next(n for n in names if "removed" in n)]
-        assert len(names) == len(before.pop("passages")) + 1
-        assert back == before
-        engine.dispose()
+        )
+    back = migrate(command.downgrade, "0003")
+    names = sorted(row["source_id"] for row in back.pop("passages"))
+    assert [name for name in names if name.startswith("3")] == ["3", next(n for n in names if "removed" in n)]
+    assert len(names) == len(before.pop("passages")) + 1
+    assert back == before

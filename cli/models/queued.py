@@ -1,0 +1,31 @@
+"""A training or an evaluation through the trainer's queue: put into it, and shown until it is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Engine
+
+from cli.watch import watch_shard
+from services.trainer.config import EvaluationConfig, TrainingConfig
+from shared.runs import Run, start_evaluation, start_training
+
+
+def train_and_watch(
+    engine: Engine, run: Run, label_version: int, config: TrainingConfig, output_dir: Path, what: str
+) -> UUID:
+    """The training run's id. Raises FretworkError where it fails."""
+    with engine.begin() as connection:
+        stored = config.model_dump(mode="json")
+        training_run_id = start_training(connection, run, label_version, stored, str(output_dir))
+    watch_shard(engine, "training_runs", training_run_id, what)
+    return training_run_id
+
+
+def evaluate_and_watch(engine: Engine, config: EvaluationConfig, what: str) -> dict[str, Any]:
+    """What `services.trainer.evaluate.evaluate` returns. Raises FretworkError where it fails."""
+    with engine.begin() as connection:
+        evaluation_id = start_evaluation(connection, config.model_dump(mode="json"))
+    return watch_shard(engine, "evaluations", evaluation_id, what)
