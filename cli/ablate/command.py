@@ -12,13 +12,26 @@ from rich.table import Table
 
 from cli.ablate.job import run_ablation
 from cli.context import Context
-from cli.models.command import described, parse_dims, validated
-from services.trainer.config import BeirFolder, Prompts, TrainingConfig
+from cli.models.command import parse_dims, validated
+from cli.models.options import (
+    DEFAULT_DIMS,
+    DEFAULTS,
+    BatchSize,
+    LearningRate,
+    MatryoshkaDims,
+    ModelNameOrPath,
+    NumTrainEpochs,
+    PassageMaxLen,
+    PromptsOption,
+    QueryMaxLen,
+    Seed,
+    Temperature,
+)
+from services.trainer.config import BeirFolder, TrainingConfig
 from shared.errors import InvalidInputError
 from shared.models import as_given
 from shared.runs import find_run
 
-_DEFAULTS = TrainingConfig()
 NAMES = {
     "p_1": "p₁, the judge's best",
     "seed": "seed passage",
@@ -34,22 +47,16 @@ def ablate(
     output: Annotated[Path, typer.Option("--output", "--output-dir", help="where the six model folders go")],
     beir: Annotated[Path, typer.Option(help="what to measure on: corpus.jsonl, queries.jsonl, qrels/{split}.tsv")],
     split: Annotated[str, typer.Option(help="which qrels of the folder")] = "test",
-    model_name_or_path: Annotated[
-        str, typer.Option(help=described("model_name_or_path"))
-    ] = _DEFAULTS.model_name_or_path,
-    prompts: Annotated[Prompts, typer.Option(help=described("prompts"))] = _DEFAULTS.prompts,
-    learning_rate: Annotated[float, typer.Option(help=described("learning_rate"))] = _DEFAULTS.learning_rate,
-    num_train_epochs: Annotated[int, typer.Option(help=described("num_train_epochs"))] = _DEFAULTS.num_train_epochs,
-    per_device_train_batch_size: Annotated[
-        int, typer.Option(help=described("per_device_train_batch_size"))
-    ] = _DEFAULTS.per_device_train_batch_size,
-    temperature: Annotated[float, typer.Option(help=described("temperature"))] = _DEFAULTS.temperature,
-    matryoshka_dims: Annotated[str, typer.Option(help=described("matryoshka_dims"))] = ",".join(
-        map(str, _DEFAULTS.matryoshka_dims)
-    ),
-    query_max_len: Annotated[int, typer.Option(help=described("query_max_len"))] = _DEFAULTS.query_max_len,
-    passage_max_len: Annotated[int, typer.Option(help=described("passage_max_len"))] = _DEFAULTS.passage_max_len,
-    seed: Annotated[int, typer.Option(help=described("seed"))] = _DEFAULTS.seed,
+    model_name_or_path: ModelNameOrPath = DEFAULTS.model_name_or_path,
+    prompts: PromptsOption = DEFAULTS.prompts,
+    learning_rate: LearningRate = DEFAULTS.learning_rate,
+    num_train_epochs: NumTrainEpochs = DEFAULTS.num_train_epochs,
+    per_device_train_batch_size: BatchSize = DEFAULTS.per_device_train_batch_size,
+    temperature: Temperature = DEFAULTS.temperature,
+    matryoshka_dims: MatryoshkaDims = DEFAULT_DIMS,
+    query_max_len: QueryMaxLen = DEFAULTS.query_max_len,
+    passage_max_len: PassageMaxLen = DEFAULTS.passage_max_len,
+    seed: Seed = DEFAULTS.seed,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
     """Train {seed, p_1} × {no, a random, the lowest hard negative} on a run's queries and measure all six.

@@ -13,54 +13,57 @@ from rich.table import Table
 
 from cli.context import Context, say
 from cli.models.mixture_file import read_mixture
+from cli.models.options import (
+    DEFAULT_DIMS,
+    DEFAULTS,
+    BatchSize,
+    LearningRate,
+    MatryoshkaDims,
+    ModelNameOrPath,
+    NumTrainEpochs,
+    PassageMaxLen,
+    PromptsOption,
+    QueryMaxLen,
+    Seed,
+    Temperature,
+    described,
+)
 from cli.models.queued import evaluate_and_watch
 from cli.watch import watch_shard
-from services.trainer.config import EvaluationConfig, Prompts, TrainingConfig
+from services.trainer.config import EvaluationConfig, TrainingConfig
 from shared.errors import InvalidInputError, NotDoneError, SettingError
 from shared.labels import find_policy
 from shared.models import as_given
 from shared.reviews import DROPPED, count_reviews
 from shared.runs import find_run, start_training
 
-_DEFAULTS = TrainingConfig()
-
-
-def described(name: str) -> str:
-    return TrainingConfig.model_fields[name].description or ""
-
 
 def train(
     context: typer.Context,
     run: Annotated[str, typer.Argument(help="the run whose records to train on, or `latest`")],
     output: Annotated[Path, typer.Option("--output", "--output-dir", help="where the model folder goes; a new folder")],
-    model_name_or_path: Annotated[
-        str, typer.Option(help=described("model_name_or_path"))
-    ] = _DEFAULTS.model_name_or_path,
-    learning_rate: Annotated[float, typer.Option(help=described("learning_rate"))] = _DEFAULTS.learning_rate,
-    num_train_epochs: Annotated[int, typer.Option(help=described("num_train_epochs"))] = _DEFAULTS.num_train_epochs,
-    per_device_train_batch_size: Annotated[
-        int, typer.Option(help=described("per_device_train_batch_size"))
-    ] = _DEFAULTS.per_device_train_batch_size,
-    temperature: Annotated[float, typer.Option(help=described("temperature"))] = _DEFAULTS.temperature,
-    matryoshka_dims: Annotated[str, typer.Option(help=described("matryoshka_dims"))] = ",".join(
-        map(str, _DEFAULTS.matryoshka_dims)
-    ),
-    query_max_len: Annotated[int, typer.Option(help=described("query_max_len"))] = _DEFAULTS.query_max_len,
-    passage_max_len: Annotated[int, typer.Option(help=described("passage_max_len"))] = _DEFAULTS.passage_max_len,
-    prompts: Annotated[Prompts, typer.Option(help=described("prompts"))] = _DEFAULTS.prompts,
-    hard_negatives: Annotated[bool, typer.Option(help=described("hard_negatives"))] = _DEFAULTS.hard_negatives,
+    model_name_or_path: ModelNameOrPath = DEFAULTS.model_name_or_path,
+    learning_rate: LearningRate = DEFAULTS.learning_rate,
+    num_train_epochs: NumTrainEpochs = DEFAULTS.num_train_epochs,
+    per_device_train_batch_size: BatchSize = DEFAULTS.per_device_train_batch_size,
+    temperature: Temperature = DEFAULTS.temperature,
+    matryoshka_dims: MatryoshkaDims = DEFAULT_DIMS,
+    query_max_len: QueryMaxLen = DEFAULTS.query_max_len,
+    passage_max_len: PassageMaxLen = DEFAULTS.passage_max_len,
+    prompts: PromptsOption = DEFAULTS.prompts,
+    hard_negatives: Annotated[bool, typer.Option(help=described("hard_negatives"))] = DEFAULTS.hard_negatives,
     same_tower_negatives: Annotated[
         bool, typer.Option(help=described("same_tower_negatives"))
-    ] = _DEFAULTS.same_tower_negatives,
+    ] = DEFAULTS.same_tower_negatives,
     soft_mask_margin: Annotated[
         float | None, typer.Option(help=described("soft_mask_margin"))
-    ] = _DEFAULTS.soft_mask_margin,
-    hardness: Annotated[float, typer.Option(help=described("hardness"))] = _DEFAULTS.hardness,
-    spread_out: Annotated[float, typer.Option(help=described("spread_out"))] = _DEFAULTS.spread_out,
-    averaging: Annotated[float, typer.Option(help=described("averaging"))] = _DEFAULTS.averaging,
-    interpolation: Annotated[float | None, typer.Option(help=described("interpolation"))] = _DEFAULTS.interpolation,
-    kept_tokens: Annotated[int | None, typer.Option(help=described("kept_tokens"))] = _DEFAULTS.kept_tokens,
-    seed: Annotated[int, typer.Option(help=described("seed"))] = _DEFAULTS.seed,
+    ] = DEFAULTS.soft_mask_margin,
+    hardness: Annotated[float, typer.Option(help=described("hardness"))] = DEFAULTS.hardness,
+    spread_out: Annotated[float, typer.Option(help=described("spread_out"))] = DEFAULTS.spread_out,
+    averaging: Annotated[float, typer.Option(help=described("averaging"))] = DEFAULTS.averaging,
+    interpolation: Annotated[float | None, typer.Option(help=described("interpolation"))] = DEFAULTS.interpolation,
+    kept_tokens: Annotated[int | None, typer.Option(help=described("kept_tokens"))] = DEFAULTS.kept_tokens,
+    seed: Seed = DEFAULTS.seed,
     label_version: Annotated[int, typer.Option(help="which labelling of the run's queries")] = 1,
     mixture: Annotated[
         Path | None, typer.Option(help="a YAML file of what to train on; the run's records are its source of kind fret")
