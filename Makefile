@@ -8,6 +8,7 @@ SEEDS ?= 5
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 UV := uv==0.13.9
+LOCKED := --no-deps --only-binary :all: --require-hashes -r requirements.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-unit test-slow test-vllm test-chaos test-compose bench-ledger bench-llm bench-train bench-watch \
@@ -24,7 +25,7 @@ demo: setup ## run the whole job on this machine and print what the training gai
 	$(BIN)/fretwork demo
 
 test: setup ## all tests but the slow ones and those that need a GPU, vLLM, a Qdrant server or Docker
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not vllm and not qdrant and not compose and not slow"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder -m "not gpu and not vllm and not qdrant and not compose and not slow"
 
 test-slow: setup ## those that take too long to run often: a second round with a trained embedder, workers that drain
 	$(BIN)/python -m pytest -m slow
@@ -87,19 +88,22 @@ $(BIN)/python:
 	@$(PYTHON) scripts/check_python.py
 	$(PYTHON) -m venv --clear .venv
 
-# The lock is complete, so pip resolves nothing (--no-deps); torch comes next, with its CUDA packages where it has any.
-# The project itself goes last and offline: it fails if pyproject.toml asks for what is not locked. Bytecode is made on all
-# cores at once; left to the first import it would never be kept where PYTHONDONTWRITEBYTECODE is set, as in many
-# containers, and importing torch takes seconds longer each time. A few packages carry files of other Pythons.
+# The lock is complete, so nothing is resolved (--no-deps). uv installs it in an eighth of pip's time; where uv cannot be
+# had or finds no package, as behind a mirror that only pip's configuration names, pip does it. torch comes next, with its
+# CUDA packages where it has any, by pip. The project itself goes last and offline: it fails if pyproject.toml asks for
+# what is not locked. Bytecode is made on all cores at once; left to the first import it would never be kept where
+# PYTHONDONTWRITEBYTECODE is set, as in many containers, and importing torch takes seconds longer each time. A few
+# packages carry files of other Pythons.
 $(BIN)/.installed: requirements.lock requirements-torch.txt pyproject.toml | $(BIN)/python
 	@echo "installing into .venv: about 340 MB, then torch ..."
-	@$(PIP) install --quiet --no-compile --no-deps --only-binary :all: --require-hashes -r requirements.lock \
+	@{ $(PIP) install --quiet "$(UV)" && $(BIN)/uv pip install --python $(BIN)/python --quiet $(LOCKED); } \
+		|| $(PIP) install --quiet --no-compile $(LOCKED) \
 		&& $(PIP) install --no-compile --only-binary :all: -r requirements-torch.txt \
 		|| { echo "error: the packages could not be installed: where pip found no matching distribution, use Python 3.11" \
 		"to 3.14 on Linux with glibc or macOS on ARM; else look at the network and the disk, and run make again" >&2; exit 1; }
 	@$(PIP) install --quiet --no-index --no-build-isolation --editable ".[local,dev]" \
 		|| { echo "error: pyproject.toml asks for what requirements.lock does not hold: run \`make lock\`" >&2; exit 1; }
-	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
+	@$(BIN)/python -m compileall -qq -j 0 -x '/(tests|mteb/tasks|mteb/models)/' .venv/lib || true
 	@touch $@
 
 # The lock is complete, torch and CUDA included; vLLM has wheels for Linux alone.

@@ -74,6 +74,13 @@ def home(tmp_path: Path) -> Iterator[Path]:
     postgres.remove(folder)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests go to one process, unless they name the group they go with: fixtures are made once."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 def _or_skip(server: AbstractContextManager[str]) -> Iterator[str]:
     try:
         url = server.__enter__()

@@ -28,11 +28,15 @@ def known(item: StoredQuery, earlier: StoredQuery | None) -> Known:
     return {passage_id: Judgement(passage_id, ql, rc) for passage_id, ql, rc in scores}
 
 
-def completed(item: StoredQuery, known: Known, fresh: Judged | Dropped | None) -> Judged | Dropped:
-    """All candidates' judgements, known and fresh, in their order. `fresh` is None where nothing was left to judge."""
+def completed(item: StoredQuery, known: Known, fresh: Judged | Dropped | None, earlier_run: UUID) -> Judged | Dropped:
+    """All candidates' judgements, known and fresh, in their order. `fresh` is None where nothing was left to judge.
+
+    What came about elsewhere is named by its run, whose own `judge` of the query says how.
+    """
     if isinstance(fresh, Dropped):
         return fresh
     judgements = {**known, **{each.passage_id: each for each in (fresh.judgements if fresh else ())}}
     of_candidates: Sequence[Judgement] = [judgements[passage_id] for passage_id in item.candidate_ids]
     taken = sum(passage_id in known for passage_id in item.candidate_ids)
-    return Judged(of_candidates, {**(fresh.by if fresh else {}), "taken_over": taken})
+    by = fresh.by if fresh else {}
+    return Judged(of_candidates, {**by, "taken_over": taken, "from_run": str(earlier_run)})

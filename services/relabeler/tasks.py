@@ -85,10 +85,10 @@ def _judge(run: Run, unjudged: Sequence[StoredQuery], passages: Mapping[UUID, Pa
         [passages[id_] for id_ in item.candidate_ids if id_ not in known[item.query.query_id]] for item in asked
     ]
     fresh = dict(zip((item.query.query_id for item in asked), by_teacher(run, asked, candidates), strict=True))
-    if not any(known.values()):
+    if run.config.follows is None or not any(known.values()):
         return fresh
     return {
-        query_id: earlier.completed(item, known[query_id], fresh.get(query_id))
+        query_id: earlier.completed(item, known[query_id], fresh.get(query_id), run.config.follows)
         for item in unjudged
         for query_id in [item.query.query_id]
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,6 +86,19 @@ class Stack:
         with self.engine.begin() as connection:
             connection.execute(text(f"LOCK TABLE {table} IN EXCLUSIVE MODE"))
             yield
+
+
+def fretwork(stack: Stack, *arguments: str, exit_status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs the command on the stack that is up already."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.main", "--home", str(stack.home), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == exit_status, done.stderr
+    return done
 
 
 @contextmanager

@@ -18,8 +18,7 @@ import pytest
 from sqlalchemy import text
 
 from cli.stack import postgres
-from tests.e2e.stack import Stack, real_stack
-from tests.e2e.test_pipeline import fretwork
+from tests.e2e.stack import Stack, fretwork, real_stack
 from tests.llm_stub import Fault, StubLLM
 from tests.llm_stub_answers import completions
 from tests.passages import write_corpus
@@ -206,6 +205,11 @@ def test_an_updated_run_asks_about_what_is_new_alone_and_equals_one_from_scratch
     assert seen["judged"] + seen["judgements_taken_over"] == 6 * len(after)
     with ran.stack.engine.connect() as connection:
         counted, there = counts_and_truth(connection, UUID(seen["run_id"]))
+        judged_by = connection.execute(
+            text("SELECT DISTINCT judge ->> 'from_run' FROM queries WHERE run_id = :id AND judge ? 'taken_over'"),
+            {"id": seen["run_id"]},
+        ).scalars()
+        assert set(judged_by) == {ran.status["run_id"]}
     assert counted.pop(("generate", 1, "taken_over")) == PASSAGES - BAD - 1
     assert counted == there
     assert "taken over" in fretwork(ran.stack, "run", "status", updated).stdout

@@ -23,10 +23,10 @@ from shared import ledger
 from shared.errors import SettingError
 from shared.records import LabelPolicy, RunConfig
 from shared.runs import Run, start_run
+from tests.e2e.conftest import Trained
 from tests.e2e.stack import Stack
-from tests.e2e.test_pipeline import fretwork
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("trained")]
 
 CONFIG = RunConfig(shard_size=8, labels=LabelPolicy(positive="p_1"))
 
@@ -61,16 +61,9 @@ def token(stack: Stack) -> str:
 
 
 @pytest.fixture(scope="module")
-def finished(stack: Stack, beir_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished(trained: Trained) -> Run:
     """A run with its records, a model trained on them, and the figures of that model."""
-    run = stack.start("docs", CONFIG.model_copy(update={"seed": 11}))
-    stack.finish(run)
-    model = tmp_path_factory.mktemp("models") / "docs-small"
-    few = ("--per-device-train-batch-size", "8", "--passage-max-len", "48", "--matryoshka-dims", "128")
-    fretwork(stack, "train", run.name, "--output", str(model), *few)
-    compared = ("--baseline", "all-MiniLM-L6-v2", "--dims", "384,128")
-    fretwork(stack, "evaluate", str(model), "--beir", str(beir_folder), *compared)
-    return run
+    return trained.run
 
 
 @pytest.fixture

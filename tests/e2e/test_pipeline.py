@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import pyarrow.parquet
@@ -17,21 +14,11 @@ from cli.demo.corpus import normalise
 from shared.fleet import list_workers
 from shared.stages import QUEUES, RUN_STAGES
 from shared.throughput import throughput
-from tests.e2e.stack import Stack
+from tests.e2e.conftest import Trained
+from tests.e2e.stack import Stack, fretwork
 from tests.truth import counts_and_truth
 
-
-def fretwork(stack: Stack, *arguments: str, exit_status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Runs the command on the stack that is up already."""
-    done = subprocess.run(
-        [sys.executable, "-m", "cli.main", "--home", str(stack.home), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == exit_status, done.stderr
-    return done
+pytestmark = pytest.mark.xdist_group("trained")
 
 
 @pytest.fixture(scope="module")
@@ -120,23 +107,15 @@ def test_another_labelling_costs_no_judgement_and_both_are_exported(
         assert (one["query_id"], one["ql_scores"], one["judge"]) == (two["query_id"], two["ql_scores"], two["judge"])
 
 
-def test_training_and_evaluation_go_through_the_trainers_queue(
-    stack: Stack, run_name: str, beir_folder: Path, tmp_path: Path
-) -> None:
-    model = tmp_path / "model"
-    few = ("--per-device-train-batch-size", "8", "--passage-max-len", "48", "--matryoshka-dims", "128")
-    fretwork(stack, "train", run_name, "--output", str(model), *few)
-    assert {"modules.json", "config_sentence_transformers.json", "README.md"} <= {f.name for f in model.iterdir()}
-    assert json.loads((model / "config.json").read_text())["matryoshka_dimensions"] == [384, 128]
-    measured = fretwork(
-        stack, "evaluate", str(model), "--beir", str(beir_folder), "--baseline", "all-MiniLM-L6-v2",
-        "--dims", "384,128", "--json",
-    )  # fmt: skip
-    result: dict[str, Any] = json.loads(measured.stdout)
-    assert set(result["dims"]) == {"384", "128"}
-    low, high = result["delta"]["384"]["ndcg@10"]["ci95"]
-    assert low <= result["delta"]["384"]["ndcg@10"]["mean"] <= high
-    assert result["baseline"]["dims"]["384"]["ndcg@10"] > 0.5
+def test_training_and_evaluation_go_through_the_trainers_queue(stack: Stack, trained: Trained) -> None:
+    written = {file.name for file in trained.model.iterdir()}
+    assert {"modules.json", "config_sentence_transformers.json", "README.md"} <= written
+    assert json.loads((trained.model / "config.json").read_text())["matryoshka_dimensions"] == [384, 128]
+    report = trained.report
+    assert set(report["dims"]) == {"384", "128"}
+    low, high = report["delta"]["384"]["ndcg@10"]["ci95"]
+    assert low <= report["delta"]["384"]["ndcg@10"]["mean"] <= high
+    assert report["baseline"]["dims"]["384"]["ndcg@10"] > 0.5
     with stack.engine.connect() as connection:
         workers = connection.execute(
             text("SELECT stage, state, claimed_by FROM shards WHERE stage IN ('train', 'evaluate')")

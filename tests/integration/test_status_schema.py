@@ -80,7 +80,7 @@ def test_no_request_gets_a_5xx_or_an_answer_that_is_not_described(
         there = {"run": "ten-1"} if mode is GenerationMode.POSITIVE and "{run}" in operation.path else None
 
         @given(case=operation.as_strategy(generation_mode=mode, path_parameters=there))
-        @settings(max_examples=25, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate])
+        @settings(max_examples=10, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate])
         def send(case: Case[Any]) -> None:
             sent = case.as_transport_kwargs()
             body = {"content": sent["data"]} if isinstance(sent.get("data"), bytes) else {"json": sent.get("json")}

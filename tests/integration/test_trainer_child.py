@@ -34,11 +34,6 @@ CONFIG = {
 }
 
 
-MISSING = {
-    "sources": [{"kind": "pair", "name": "x", "task_description": "t", "path": "/nowhere/corpus.jsonl"}],
-}
-
-
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
     engine = create_engine(database_url)
@@ -203,31 +198,14 @@ def test_ends_when_its_parent_is_gone(specification: dict[str, Any]) -> None:
         assert child.process.wait(10) == 3
 
 
-@pytest.mark.parametrize(
-    ("kind", "changes", "error_type", "says"),
-    [
-        ("train", {"label_version": 9}, "NotFoundError", "no records"),
-        ("train", {"config": {"mixture": MISSING}}, "InvalidInputError", "no such file"),
-        (
-            "evaluate",
-            {"config": {"model": "m", "data": {"kind": "beir", "path": "/nowhere"}}},
-            "InvalidInputError",
-            "no such file",
-        ),
-    ],
-)
-def test_an_error_is_the_last_line(
-    specification: dict[str, Any], kind: str, changes: dict[str, Any], error_type: str, says: str
-) -> None:
-    if kind == "train":
-        changes = {**changes, "config": {**specification["config"], **changes.get("config", {})}}
-    with Child(kind, {**specification, **changes}) as child:
+def test_an_error_is_the_last_line(specification: dict[str, Any]) -> None:
+    missing = {"sources": [{"kind": "pair", "name": "x", "task_description": "t", "path": "/nowhere/corpus.jsonl"}]}
+    with Child("train", {**specification, "config": {**specification["config"], "mixture": missing}}) as child:
         (line,) = child.lines()
         assert child.process.wait(10) == 1
-    assert (line["type"], line["error_type"]) == ("error", error_type)
-    assert says in line["message"]
-    if error_type == "InvalidInputError":
-        assert (line["path"], line["line"]) == ("/nowhere/corpus.jsonl", None)
+    assert (line["type"], line["error_type"]) == ("error", "InvalidInputError")
+    assert "no such file" in line["message"]
+    assert (line["path"], line["line"]) == ("/nowhere/corpus.jsonl", None)
 
 
 @pytest.mark.slow
@@ -249,6 +227,7 @@ def test_a_task_of_mteb_that_cannot_be_had(
     assert says in line["message"]
 
 
+@pytest.mark.slow
 def test_evaluates(specification: dict[str, Any], tmp_path: Path) -> None:
     base = specification["config"]["model_name_or_path"]
     (tmp_path / "qrels").mkdir()
