@@ -11,7 +11,7 @@ UV := uv==0.13.9
 LOCKED := --no-deps --only-binary :all: --require-hashes -r requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-slow test-vllm test-chaos test-compose bench-ledger bench-llm bench-train bench-watch \
+.PHONY: help setup demo test test-unit test-slow test-vllm test-chaos test-compose bench-ledger bench-llm bench-quality bench-train bench-watch \
 	vllm lint format lock clean
 .DELETE_ON_ERROR:
 
@@ -56,6 +56,10 @@ bench-watch: setup ## measure what watching costs at a million items: figures to
 
 bench-train: setup ## measure the trainer beside sentence-transformers': figures to benchmarks/results/train.json
 	$(BIN)/python -m benchmarks.train
+
+bench-quality: setup ## measure what training gains on the BEIR folder BEIR: figures to benchmarks/results/quality.json
+	@test -d "$(BEIR)" || { echo "error: name a BEIR folder: make bench-quality BEIR=path/to/scifact" >&2; exit 1; }
+	$(BIN)/python -m benchmarks.quality --beir "$(BEIR)"
 
 vllm: .venv-vllm/.installed ## serve MODEL with vLLM on this machine's GPU: make vllm MODEL=NAME-OR-FOLDER
 	.venv-vllm/bin/vllm serve "$(MODEL)" --host 127.0.0.1 --port $(VLLM_PORT) $(VLLM_OPTIONS)

@@ -63,6 +63,7 @@ def train(
     averaging: Annotated[float, typer.Option(help=described("averaging"))] = DEFAULTS.averaging,
     interpolation: Annotated[float | None, typer.Option(help=described("interpolation"))] = DEFAULTS.interpolation,
     kept_tokens: Annotated[int | None, typer.Option(help=described("kept_tokens"))] = DEFAULTS.kept_tokens,
+    onnx: Annotated[bool, typer.Option(help=described("onnx"))] = DEFAULTS.onnx,
     seed: Seed = DEFAULTS.seed,
     label_version: Annotated[int, typer.Option(help="which labelling of the run's queries")] = 1,
     mixture: Annotated[
@@ -92,6 +93,7 @@ def train(
         averaging=averaging,
         interpolation=interpolation,
         kept_tokens=kept_tokens,
+        onnx=onnx,
         seed=seed,
         mixture=read_mixture(mixture, source or ()),
     )

@@ -83,6 +83,7 @@ class TrainingConfig(BaseModel):
     seed: int = Field(0, description="seeds the order of the records and the masks")
     mixture: Mixture | None = Field(None, description="what else to train on; the run's FRet records alone by default")
     checkpoint_every_s: float = Field(60.0, ge=0, description="seconds between checkpoints; 0: after every step")
+    onnx: bool = Field(False, description="write the encoder as onnx/model.onnx too, for runtimes without torch")
 
     @model_validator(mode="after")
     def _dims_are_sound(self) -> Self:

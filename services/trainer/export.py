@@ -18,6 +18,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from services.trainer.checkpoint import rename_durably
 from services.trainer.config import TrainingConfig
 from services.trainer.model_card import FACTS_FILE, write_model_card
+from services.trainer.onnx_file import write_onnx
 from shared.text_format import format_passage, query_prompt
 
 # `encode_document` puts this before a text without a title; one with a title is written by text_format.format_passage
@@ -48,6 +49,8 @@ def export_model(
     unfinished = target.with_name(f"unfinished-{target.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(str(unfinished), create_model_card=False)
+    if config.onnx:
+        write_onnx(model, unfinished)
     stored = {
         **facts,
         "config": config.model_dump(mode="json"),

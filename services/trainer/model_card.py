@@ -42,7 +42,7 @@ dimensions and normalised again (Matryoshka). Made by Fretwork, an open implemen
 
 ## Use
 
-{_use(config["prompts"] == "gecko", facts.get("task_description", ""), dims, plain_mean)}
+{_use(config["prompts"] == "gecko", facts.get("task_description", ""), dims, plain_mean, config.get("onnx", False))}
 
 ## Effect
 
@@ -68,7 +68,7 @@ dimensions and normalised again (Matryoshka). Made by Fretwork, an open implemen
 """
 
 
-def _use(gecko: bool, task_description: str, dims: Sequence[int], plain_mean: bool) -> str:
+def _use(gecko: bool, task_description: str, dims: Sequence[int], plain_mean: bool, onnx: bool) -> str:
     """Lines to copy, one loader after the other; tests run them as they stand."""
     query, passage = "how to open a file", "open(path) returns a file object."
     texts = [format_query(task_description, query), format_passage("", passage)] if gecko else [query, passage]
@@ -92,6 +92,23 @@ vectors = torch.nn.functional.normalize(means[:, :{dims[0]}], dim=1)  # {_listed
 print(vectors[0] @ vectors[1])
 ```
 """
+    in_onnxruntime = f"""
+With onnxruntime, without torch; the graph ends at the token vectors:
+
+```python
+import numpy as np
+import onnxruntime
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{FOLDER}")
+session = onnxruntime.InferenceSession("{FOLDER}/onnx/model.onnx")
+inputs = dict(tokenizer({texts!r}, padding=True, truncation=True, return_tensors="np"))
+(tokens,), mask = session.run(None, inputs), inputs["attention_mask"][..., np.newaxis]
+vectors = ((tokens * mask).sum(1) / mask.sum(1))[:, :{dims[0]}]  # {_listed(dims)} dimensions
+vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+print(vectors[0] @ vectors[1])
+```
+"""
     return f"""```python
 from sentence_transformers import SentenceTransformer
 
@@ -102,7 +119,7 @@ print(model.similarity(queries, passages))
 ```
 
 {_format_note(gecko)}
-{in_transformers if plain_mean else ""}
+{in_transformers if plain_mean else ""}{in_onnxruntime if plain_mean and onnx else ""}
 With vLLM 0.32 or later (0.23 pools a folder like this wrongly and does not say so: vllm #45995), `vllm serve {FOLDER}
 --runner pooling`. It puts no prompt before a text, and refuses one that is too long unless told to cut it:
 

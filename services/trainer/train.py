@@ -31,6 +31,7 @@ from services.trainer.development import choose_share, hold_out, mix
 from services.trainer.encoder import load_model, ready_for_training
 from services.trainer.export import export_model
 from services.trainer.mixture import Position, Record, RecordSource
+from services.trainer.onnx_file import check_can_write_onnx
 from services.trainer.peers import ALONE, Peers
 from services.trainer.step import add_gradient
 from shared.errors import FretworkError, SettingError
@@ -87,6 +88,8 @@ def train(
     InvalidInputError for a dataset that breaks a rule, all of them before the first step, and DivergedError when the
     loss is not finite.
     """
+    if config.onnx:
+        check_can_write_onnx()
     torch.manual_seed(config.seed)  # a base may lack weights that its class has, as BERT's pooler: these are drawn
     model = ready_for_training(load_model(config.model_name_or_path))
     weight_by_dim = _checked_dims(config, model)

@@ -23,10 +23,10 @@ QUERIES = ["how to open a file", "sort", "lock a thread", "", "naïve zip? 'quot
 PASSAGES = ["open(path) returns a file object.", "Sort a list by key. " * 40, "a", "The lock of a thread."]
 
 
-def export(base: str, folder: Path, prompts: str = "gecko") -> Path:
+def export(base: str, folder: Path, prompts: str = "gecko", *, onnx: bool = False) -> Path:
     """Trains `base` for a few steps and returns `folder`, the exported model."""
     with tempfile.TemporaryDirectory() as work:
-        train(config(base, prompts=prompts), records(), Path(work))
+        train(config(base, prompts=prompts, onnx=onnx), records(), Path(work))
         shutil.move(Path(work) / "model", folder)
     return folder
 
