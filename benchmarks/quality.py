@@ -23,8 +23,8 @@ from benchmarks.results_file import RESULTS, figure, write
 
 BASE = "all-MiniLM-L6-v2"
 DIMS = "384,256,128"
-RUN: tuple[str, ...] = ()
-TRAIN: tuple[str, ...] = ()
+RUN = ("--set", "titles_as_queries=true")
+TRAIN = ("--learning-rate", "2e-5")
 
 
 def fretwork(home: Path, *arguments: str) -> str:
@@ -38,7 +38,8 @@ def trained(home: Path, run: str, beir: Path, seed: int, split: str) -> dict[str
     """The report on a model trained with this seed."""
     model = home / f"model-{seed}"
     fretwork(home, "train", run, "--output", str(model), "--seed", str(seed), *TRAIN)
-    compared = ("--split", split, "--baseline", BASE, "--dims", DIMS, "--json")
+    # the base is the same each time, and measuring it takes minutes
+    compared = ("--split", split, "--dims", DIMS, "--json", *(() if seed else ("--baseline", BASE)))
     report: dict[str, Any] = json.loads(fretwork(home, "evaluate", str(model), "--beir", str(beir), *compared))
     card = (model / "README.md").read_text()
     share = next((line for line in card.splitlines() if "interpolation" in line), "")
@@ -46,8 +47,8 @@ def trained(home: Path, run: str, beir: Path, seed: int, split: str) -> dict[str
         "seed": seed,
         "share": share,
         "dims": report["dims"],
-        "baseline": report["baseline"]["dims"],
-        "delta": report["delta"],
+        "baseline": report.get("baseline", {}).get("dims"),
+        "delta": report.get("delta"),
     }
 
 
@@ -65,13 +66,14 @@ def main() -> None:
         fretwork(home, "corpus", "add", "quality", str(given.beir.resolve()))
         sample = ("--set", f"num_seed_passages={given.seed_passages}")
         run = fretwork(home, "run", "start", "--corpus", "quality", "--wait", *sample, *RUN).strip()
+        sys.stderr.write(f"  {run}\n")
         reports = [trained(home, run, given.beir.resolve(), seed, given.split) for seed in range(given.seeds)]
     after = [report["dims"][full]["ndcg@10"] for report in reports]
-    before = [report["baseline"][full]["ndcg@10"] for report in reports]
+    before = [reports[0]["baseline"][full]["ndcg@10"]]
     write(
         given.output,
         [
-            figure("scifact_ndcg10_before", "nDCG@10", 0.645, before[:1]),
+            figure("scifact_ndcg10_before", "nDCG@10", 0.645, before),
             figure("scifact_ndcg10_after", "nDCG@10", 0.665, [statistics.mean(after)], reports),
         ],
     )

@@ -11,6 +11,10 @@ import re
 
 Span = tuple[int, int]
 
+# A query of fewer words that stands in a passage is a mention, and finding it there is what lexical matching is for; a
+# longer one is a copy. The offline teacher's queries all have as many (`extractive.MIN_WORDS`).
+MIN_COPIED_WORDS = 5
+
 
 def verbatim_span(query_text: str, text: str) -> Span | None:
     """The first place, as [start, end) in characters, where `query_text` stands in `text`, blanks and case aside."""
@@ -19,6 +23,16 @@ def verbatim_span(query_text: str, text: str) -> Span | None:
         return None
     found = re.search(r"\s+".join(map(re.escape, words)), text, re.IGNORECASE)
     return found.span() if found else None
+
+
+def copied_span(query_text: str, text: str) -> Span | None:
+    """Where the query stands word for word in `text`, if it is long enough to be a copy and no mention."""
+    return verbatim_span(query_text, text) if len(query_text.split()) >= MIN_COPIED_WORDS else None
+
+
+def mask_title(query_text: str, title: str) -> str:
+    """The title without a copy of the query. A record has no column for it: the two texts say it."""
+    return mask(title, copied_span(query_text, title))
 
 
 def mask(text: str, span: Span | None) -> str:

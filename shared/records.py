@@ -172,6 +172,11 @@ class RunConfig(BaseModel):
     embedder: str = Field("all-MiniLM-L6-v2", description="SentenceTransformer folder, hub name or all-MiniLM-L6-v2")
     num_seed_passages: int | None = Field(None, ge=1, description="generate from a sample of this size; all by default")
     queries_per_passage: int = Field(1, ge=1, le=20, description="task–query pairs written for each seed passage")
+    titles_as_queries: bool = Field(
+        False,
+        description="the offline teacher's first query of a passage is its title, where that has five words or more; "
+        "the title is then taken out of what is trained on",
+    )
     num_candidates: int = Field(20, ge=2, le=100, description="the paper's N")
     near_duplicate_cosine: float = Field(0.98, gt=0, le=1, description="queries this close count as one")
     shard_size: int = Field(32, ge=1, le=1024, description="items per shard")
@@ -216,4 +221,6 @@ class RunConfig(BaseModel):
         content = self.model_dump(mode="json", exclude={"shard_size", "follows"})
         if self.labels.fusion == "rrf":
             del content["labels"]["fusion"]
+        if not self.titles_as_queries:
+            del content["titles_as_queries"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -25,9 +25,10 @@ def write_bge(batches: Iterable[list[ExportRow]], path: Path) -> Counter[str]:
     with path.open("wb") as file:
         for rows in batches:
             for row in rows:
-                positive = masked(row["positive_title"], row["positive_text"], row["positive_span"])
+                query = row["query_text"]
+                positive = masked(query, row["positive_title"], row["positive_text"], row["positive_span"])
                 negatives = [
-                    masked(*negative)
+                    masked(query, *negative)
                     for negative in zip(
                         row["negative_titles"], row["negative_texts"], row["negative_spans"], strict=True
                     )
@@ -36,7 +37,7 @@ def write_bge(batches: Iterable[list[ExportRow]], path: Path) -> Counter[str]:
                     left_out["empty_when_masked"] += 1
                     continue
                 values = (
-                    row["query_text"],
+                    query,
                     [positive],
                     negatives,
                     [row["positive_rc_score"]],

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from cli.export.rows import ExportRow
-from shared.masking import mask
+from shared.masking import mask, mask_title
 
 
 def triplet_columns(num_negatives: int) -> list[str]:
@@ -40,9 +40,10 @@ def write_triplets(batches: Iterable[list[ExportRow]], path: Path, num_negatives
 
 def _triplets(rows: list[ExportRow], num_negatives: int, left_out: Counter[str]) -> Iterator[list[str]]:
     for row in rows:
-        positive = masked(row["positive_title"], row["positive_text"], row["positive_span"])
+        query = row["query_text"]
+        positive = masked(query, row["positive_title"], row["positive_text"], row["positive_span"])
         negatives = [
-            masked(*negative)
+            masked(query, *negative)
             for negative in zip(row["negative_titles"], row["negative_texts"], row["negative_spans"], strict=True)
         ]
         if len(negatives) < num_negatives:
@@ -50,9 +51,9 @@ def _triplets(rows: list[ExportRow], num_negatives: int, left_out: Counter[str])
         elif not all((positive, *negatives)):
             left_out["empty_when_masked"] += 1
         else:
-            yield [row["query_text"], positive, *negatives]
+            yield [query, positive, *negatives]
 
 
-def masked(title: str, text: str, span: list[int] | None) -> str:
-    """A passage as one text, without the span."""
-    return f"{title} {mask(text, (span[0], span[1]) if span else None)}".strip()
+def masked(query: str, title: str, text: str, span: list[int] | None) -> str:
+    """A passage as one text, without the span, and without a title that is the query."""
+    return f"{mask_title(query, title)} {mask(text, (span[0], span[1]) if span else None)}".strip()

@@ -56,6 +56,7 @@ def _preview_offline(engine: Engine, run: Run, passages: Sequence[Passage]) -> N
             statistics,
             run_fingerprint=run.fingerprint,
             queries_per_passage=run.config.queries_per_passage,
+            titles_as_queries=run.config.titles_as_queries,
         )
         _echo_outcome(written)
     say(

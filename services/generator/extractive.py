@@ -42,28 +42,38 @@ def sentences(text: str) -> list[str]:
 
 
 def write_queries(
-    passage: Passage, statistics: CorpusStatistics, *, run_fingerprint: UUID, queries_per_passage: int
+    passage: Passage,
+    statistics: CorpusStatistics,
+    *,
+    run_fingerprint: UUID,
+    queries_per_passage: int,
+    titles_as_queries: bool = False,
 ) -> list[TaskQuery] | Dropped:
-    """Up to `queries_per_passage` queries, the most informative sentence first, or the reason why there is none."""
-    found = list(dict.fromkeys(sentences(passage.text)))
+    """Up to `queries_per_passage` queries, the most informative sentence first, or the reason why there is none.
+
+    With `titles_as_queries` the title comes before the sentences, if it is long enough.
+    """
+    title = " ".join(passage.title.split())
+    titles = [title] if titles_as_queries and MIN_WORDS <= len(title.split()) <= MAX_WORDS else []
+    found = list(dict.fromkeys([*titles, *sentences(passage.text)]))
     if not found:
         return Dropped(passage.passage_id, NO_SENTENCE)
     length = len(passage_terms(passage.title, passage.text))
-    usable = [sentence for sentence in found if length - len(terms(sentence)) >= MIN_REMAINING_TERMS]
+    usable = [query for query in found if length - len(terms(query)) >= MIN_REMAINING_TERMS]
     if not usable:
         return Dropped(passage.passage_id, TOO_SHORT, f"{length} terms")
     # sorted is stable: of two equally informative sentences the earlier one comes first
-    best = sorted(usable, key=lambda sentence: -informativeness(sentence, statistics))
+    best = sorted(usable, key=lambda query: (query not in titles, -informativeness(query, statistics)))
     return [
         TaskQuery(
             query_id=query_id(run_fingerprint, passage.passage_id, ordinal),
             seed_passage_id=passage.passage_id,
             ordinal=ordinal,
             task_description=TASK_DESCRIPTION,
-            query_text=sentence,
-            provenance={"teacher": "offline", "method": "inverse_cloze"},
+            query_text=query,
+            provenance={"teacher": "offline", "method": "title" if query in titles else "inverse_cloze"},
         )
-        for ordinal, sentence in enumerate(best[:queries_per_passage])
+        for ordinal, query in enumerate(best[:queries_per_passage])
     ]
 
 

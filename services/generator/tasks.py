@@ -110,6 +110,7 @@ def _offline(run: Run, passages: Sequence[Passage]) -> Written:
             statistics,
             run_fingerprint=run.fingerprint,
             queries_per_passage=run.config.queries_per_passage,
+            titles_as_queries=run.config.titles_as_queries,
         )
         for passage in passages
     ]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from uuid import UUID, uuid5
 
 from services.relabeler.fuse import Fused
-from shared.masking import Span, verbatim_span
+from shared.masking import copied_span
 from shared.records import Dropped, FRetRecord, LabelPolicy
 from shared.store import StoredQuery
 
@@ -18,10 +18,6 @@ TOO_FEW_CANDIDATES = "too_few_candidates"  # there is no other passage that coul
 SEED_NOT_A_CANDIDATE = "seed_not_a_candidate"  # its passage is gone, so nothing can be said about the seed
 BELOW_MIN_RELEVANCE = "below_min_relevance"  # the judge's rc_score of the positive is below the policy's
 NO_NEGATIVE_LEFT = "no_negative_left"  # the policy's range, margin and max_score leave out every candidate
-
-# A query of fewer words that stands in a passage is a mention, and finding it there is what lexical matching is for; a
-# longer one is a copy. The offline teacher's queries all have as many (`extractive.MIN_WORDS`).
-MIN_COPIED_WORDS = 5
 
 
 def select(
@@ -103,8 +99,3 @@ def select_negatives(
     else:
         order = eligible[::-1]
     return tuple(order[: policy.num_negatives])
-
-
-def copied_span(query_text: str, text: str) -> Span | None:
-    """Where the query stands word for word in `text`, if it is long enough to be a copy and no mention."""
-    return verbatim_span(query_text, text) if len(query_text.split()) >= MIN_COPIED_WORDS else None

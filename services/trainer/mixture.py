@@ -16,7 +16,7 @@ from uuid import UUID
 from sqlalchemy import Engine, Select, desc, func, select
 
 from services.trainer.config import TrainingConfig
-from shared.masking import Span, mask
+from shared.masking import Span, mask, mask_title
 from shared.records import Passage
 from shared.reviews import reviewed_records
 from shared.schema import passages, queries, runs
@@ -93,7 +93,9 @@ def make_example(record: Record, config: TrainingConfig, epoch: int) -> Example:
     masked = random.Random(f"{config.seed}:{epoch}:{record.query_id}").random() < config.mask_probability  # noqa: S311
 
     def passage(of: Passage, span: Span | None) -> str:
-        return format_passage_text(config.prompts, of.title, mask(of.text, span if masked else None))
+        if not masked:
+            return format_passage_text(config.prompts, of.title, of.text)
+        return format_passage_text(config.prompts, mask_title(record.query_text, of.title), mask(of.text, span))
 
     return Example(
         query=format_query(record.task_description, record.query_text)

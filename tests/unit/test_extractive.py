@@ -54,8 +54,10 @@ def statistics_of(*passages: Passage) -> CorpusStatistics:
     )
 
 
-def queries_of(passage: Passage, count: int = 1) -> list[TaskQuery] | Dropped:
-    return write_queries(passage, statistics_of(passage), run_fingerprint=RUN, queries_per_passage=count)
+def queries_of(passage: Passage, count: int = 1, *, titles: bool = False) -> list[TaskQuery] | Dropped:
+    return write_queries(
+        passage, statistics_of(passage), run_fingerprint=RUN, queries_per_passage=count, titles_as_queries=titles
+    )
 
 
 def test_sentences_of_an_abstract() -> None:
@@ -157,3 +159,19 @@ def test_a_query_always_stands_in_its_passage(text: str, count: int) -> None:
         assert 1 <= len(queries) <= count
         assert all(verbatim_span(query.query_text, text) for query in queries)
         assert len({query.query_text for query in queries}) == len(queries)
+
+
+@pytest.mark.parametrize(
+    ("title", "expected"),
+    [("Loss of p53  in murine fibroblasts", "Loss of p53 in murine fibroblasts"), ("Loss of p53", None)],
+)
+def test_a_title_is_the_first_query_where_it_is_asked_for_and_long_enough(title: str, expected: str | None) -> None:
+    passage = Passage(UUID(int=1), title, ABSTRACT)
+    sentences_alone, with_title = queries_of(passage, 2), queries_of(passage, 2, titles=True)
+    assert isinstance(sentences_alone, list)
+    assert isinstance(with_title, list)
+    if expected is None:
+        assert with_title == sentences_alone
+    else:
+        assert [query.query_text for query in with_title] == [expected, sentences_alone[0].query_text]
+        assert [query.provenance["method"] for query in with_title] == ["title", "inverse_cloze"]
