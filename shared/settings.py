@@ -17,7 +17,7 @@ from shared.errors import SettingError
 class LLMSettings(BaseModel):
     """Where the LLM is and how hard it may be pressed: FRETWORK_LLM__BASE_URL and so on."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     base_url: str | None = Field(
         None, description="an OpenAI-compatible server as http://host:8000/v1, or several, separated by commas"
@@ -54,7 +54,10 @@ class LLMSettings(BaseModel):
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="FRETWORK_", env_nested_delimiter="__", frozen=True)
+    # the inputs are hidden because a key may stand under a name that is misspelt
+    model_config = SettingsConfigDict(
+        env_prefix="FRETWORK_", env_nested_delimiter="__", frozen=True, hide_input_in_errors=True
+    )
 
     home: Path = Field(Path(".fretwork"), description="where one machine keeps its state, models and vectors")
     database_url: SecretStr | None = Field(None, description="postgresql+psycopg://user:password@host:port/name")

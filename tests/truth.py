@@ -1,7 +1,9 @@
-"""The counts of a run as they are in the tables themselves: what `shared.counts` must say at every moment."""
+"""What is in the tables themselves: the counts that `shared.counts` must say at every moment, and all rows."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -38,3 +40,19 @@ def counts_and_truth(connection: Connection, run_id: UUID) -> tuple[Counts, Coun
         {(count.stage, count.label_version, count.what): count.amount for count in counted if count.amount},
         {(stage, version, what): int(amount) for stage, version, what, amount in there if amount},
     )
+
+
+def every_row(connection: Connection, without: Mapping[str, Sequence[str]] | None = None) -> dict[str, list[Any]]:
+    """Every row of every table but Alembic's, without the columns that `without` names of a table."""
+    tables = connection.execute(
+        text("SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'")
+    ).scalars()
+    return {
+        table: list(
+            connection.execute(
+                text(f"SELECT to_jsonb(t) - CAST(:new AS text[]) AS row FROM {table} AS t ORDER BY row"),  # noqa: S608
+                {"new": list((without or {}).get(table, ()))},
+            ).scalars()
+        )
+        for table in tables
+    }

@@ -28,7 +28,7 @@ def add(
         typer.Argument(
             metavar="PATH",
             help="a BEIR folder (corpus.jsonl), a .jsonl or .parquet file, a folder of .parquet or of .txt and .md "
-            "files, or hf://OWNER/NAME[/CONFIG[/SPLIT]]",
+            "files, or hf://OWNER/NAME, with /CONFIG and /SPLIT behind it where there are several",
         ),
     ],
     skip_invalid: Annotated[

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import IO
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from cli.stack.processes import ProcessRecord, StackError
 
@@ -22,8 +22,8 @@ class Addresses(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    database_url: str
-    broker_url: str | None = None
+    database_url: str = Field(repr=False)
+    broker_url: str | None = Field(None, repr=False)
     status_url: str | None = None
 
 

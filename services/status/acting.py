@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, HTTPException, Request, Response
@@ -21,6 +22,8 @@ from shared.runs import cancel_run, find_run, pause_run, resume_run, start_run
 
 # a body that does not say how large it is, is counted
 router = APIRouter(tags=["acting"], dependencies=[Depends(may_act)], max_body_size=MAX_BODY_BYTES)
+# the hub's form, so that nobody has a worker read whatever folder they name from afar
+_MODEL_NAME = re.compile(r"(?:(?!\.+/)[\w.-]+/)?(?!\.+$)[\w.-]+", re.ASCII)
 ACTING = problems(400, 401, 403, 404, 409, 413, 422, 503)
 
 
@@ -58,6 +61,12 @@ def _config(connection: Connection, wanted: StartRun) -> RunConfig:
             422,
             "an LLM teacher has to be looked at first: start with `fretwork run start`, or `like` an earlier run "
             "with the `llm` that it has",
+        )
+    if not _MODEL_NAME.fullmatch(config.embedder) and (earlier is None or earlier.embedder != config.embedder):
+        raise HTTPException(
+            422,
+            "config.embedder: here it is a model's name, or the embedder of the run that this one is `like`; "
+            "`fretwork run start --set embedder=FOLDER` takes a folder",
         )
     return config
 

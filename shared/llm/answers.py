@@ -25,6 +25,7 @@ _BETWEEN, _TO_NEXT = b'}},{"', 3
 
 # a log-probability is at most 0; what lies above by more than rounding is something else (raw logits, for example)
 _ROUNDING = 1e-4
+_ID_DIGITS = 18  # Python itself reads no number of thousands of digits
 
 
 class _LogProb(msgspec.Struct):
@@ -118,7 +119,7 @@ class ScoredPrompt:
                 while not self.json[start + len(_BETWEEN) : start + len(_BETWEEN) + 1].isdigit():
                     start = self.json.rindex(_BETWEEN, 0, start)
             steps = _STEPS.decode(b"[" + self.json[start + _TO_NEXT :]) if length else []
-        except (ValueError, msgspec.MsgspecError):
+        except (ValueError, msgspec.MsgspecError, RecursionError):
             steps = []
         if len(steps) == length:
             return _scores_of(steps)
@@ -176,7 +177,7 @@ def read_next_tokens(body: bytes, count: int) -> NextTokens:
         row = {}
         for name, value in steps[0].items():
             kind, _, number = name.rpartition(":")
-            if kind == "token_id" and number.isdecimal():
+            if kind == "token_id" and number.isdecimal() and len(number) <= _ID_DIGITS:
                 row[int(number)] = _log_prob(value)
         rows.append(row)
     return NextTokens(rows, _usage(answer, count, 0))
@@ -208,7 +209,7 @@ def read_models(body: bytes) -> list[ServedModel]:
 def _decode(body: bytes, decoder: msgspec.json.Decoder[S]) -> S:
     try:
         return decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         why = str(error)
     # NaN and Infinity are no JSON, but some servers write them. Then the body is an answer, and the numbers are none
     try:

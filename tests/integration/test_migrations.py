@@ -19,7 +19,7 @@ from shared.errors import SchemaVersionError, SettingError
 from shared.migrate import _config, check_version, upgrade
 from shared.schema import metadata
 from tests.servers import fresh_database
-from tests.truth import counts_and_truth
+from tests.truth import counts_and_truth, every_row
 
 
 def test_models_and_migrations_agree(database_url: str) -> None:
@@ -106,19 +106,8 @@ NEW_COLUMNS = {
 
 
 def rows_of(connection: Connection) -> dict[str, list[Any]]:
-    """Every row of every table but Alembic's, without the columns that later versions add."""
-    tables = connection.execute(
-        text("SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'")
-    ).scalars()
-    return {
-        table: list(
-            connection.execute(
-                text(f"SELECT to_jsonb(t) - CAST(:new AS text[]) AS row FROM {table} AS t ORDER BY row"),  # noqa: S608
-                {"new": list(NEW_COLUMNS.get(table, ()))},
-            ).scalars()
-        )
-        for table in tables
-    }
+    """Every row, without the columns that later versions add."""
+    return every_row(connection, NEW_COLUMNS)
 
 
 Migrate = Callable[[Callable[[Config, str], None], str], dict[str, list[Any]]]

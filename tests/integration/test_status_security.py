@@ -7,15 +7,21 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from httpx2 import Response
 from sqlalchemy import Engine, create_engine, text
 
+from cli.corpus.store import import_corpus
 from services.status import bearer
 from services.status.app import create_app
 from shared.errors import SettingError
+from shared.records import RunConfig
+from shared.runs import start_run
 from shared.settings import settings
+from tests.passages import write_corpus
 
 HERE = "http://127.0.0.1"
 THIS_MACHINE, ANOTHER = ("127.0.0.1", 50000), ("192.0.2.7", 50000)
@@ -175,3 +181,23 @@ def test_a_body_that_is_too_large_is_refused(engine: Engine, token: str) -> None
         answer = client(engine).post("/runs", content=content, headers=with_token(token))
         assert answer.status_code == 413
         assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["/", "/etc", "..", ".", "../models", "models/..", "a/../../b", "./a", "a/b/c", "~/a", "a\\b", "a/", "", "a\n"],
+)
+def test_no_folder_is_named_through_the_api(engine: Engine, token: str, tmp_path: Path, folder: str) -> None:
+    """The embedder is the one setting of a run that may be a path; an earlier run's may be taken over."""
+    import_corpus(engine, "six", write_corpus(tmp_path / "six.jsonl", 6))
+    with engine.begin() as connection:
+        own = start_run(connection, "six", RunConfig(embedder="/models/own"))
+
+    def start(**wanted: object) -> Response:
+        return client(engine).post("/runs", json={"corpus": "six", **wanted}, headers=with_token(token))
+
+    for like in ({}, {"like": own.name}):
+        refused = start(config={"embedder": folder}, **like)
+        assert (refused.status_code, "config.embedder" in refused.json()["detail"]) == (422, True)
+    assert start(config={"embedder": "owner/some-model_v1.5"}).status_code == 201
+    assert start(like=own.name).json()["config"]["embedder"] == "/models/own"

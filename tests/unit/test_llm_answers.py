@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from math import isnan
 from typing import Any
 
@@ -85,6 +86,7 @@ def test_labels_are_told_by_their_ids() -> None:
     assert found.rows[0][17] == -1.0
     assert isnan(found.rows[0][9])
     assert found.rows[1] == {}
+    assert read_next_tokens(body(top({f"token_id:{'9' * 5000}": -1.0})), 1).rows == [{}]
 
 
 GOOD_SCORES = body(scored(-1.0), scored(-2.0))
@@ -142,6 +144,33 @@ def test_every_truncation_of_an_answer_is_refused() -> None:
     for length in range(len(GOOD_SCORES)):
         with pytest.raises(AnswerError):
             read_scores(GOOD_SCORES[:length], 2)
+
+
+_EVERY_READER: list[Callable[[bytes], object]] = [
+    *(read_completion, read_tokens, read_text, read_models, read_context_tokens),
+    lambda answer: [prompt.whole() for prompt in read_scores(answer, 2).prompts],
+    lambda answer: [prompt.tail(1) for prompt in read_scores(answer, 2).prompts],
+    lambda answer: read_next_tokens(answer, 1),
+]
+_ANSWERS = (
+    *(GOOD_SCORES, body({"text": " hello", "finish_reason": "stop"}), body(top({"token_id:17": -1.0}))),
+    b'{"count": 2, "max_model_len": 512, "tokens": [1, 403]}',
+    b'{"prompt": "<s> Once", "data": [{"id": "tiny", "root": "/m"}]}',
+)
+_HOSTILE = (
+    *(b"\x00", b"\\u0000", b"\\ud800", b"\xed\xa0\x80", b"\xff", "\u202eשלום".encode(), b"9" * 400, b"-1e999", b"NaN"),
+    *(b"null", b"{}", b"[]", b'""', b"[" * 20_000, b'{"a":' * 20_000, b'"' + b"x" * 10 * 2**20 + b'"'),
+)
+
+
+@given(st.sampled_from(_ANSWERS), st.sampled_from(_HOSTILE), st.data())
+def test_whatever_a_server_sends_is_read_or_refused(answer: bytes, hostile: bytes, data: st.DataObject) -> None:
+    """Somewhere in an answer stands what belongs in none. Any error but AnswerError fails the test."""
+    first = data.draw(st.integers(0, len(answer)))
+    last = data.draw(st.integers(first, len(answer)))
+    for read in _EVERY_READER:
+        with suppress(AnswerError):
+            read(answer[:first] + hostile + answer[last:])
 
 
 def test_tokens_are_counted_where_the_server_does_not() -> None:
