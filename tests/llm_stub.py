@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import orjson
 from aiohttp import web
 
+from cli.stack.processes import free_port
 from tests import llm_stub_model as model
 from tests.llm_stub_answers import ENDLESS, NOT_SENT, Body, Fault, RefusedError, Server, chat, completions
 
@@ -38,7 +39,7 @@ class Seen:
 
 
 class StubLLM:
-    """A server on 127.0.0.1; `port=0` takes a free one, and keeps it while it is away."""
+    """A server on 127.0.0.1; `port=0` takes a free one, which no client is given while the server is away."""
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class StubLLM:
         label_token_ids: bool = True,  # False: an older vLLM, which ignores logprob_token_ids
         remember: bool = True,
     ) -> None:
-        self.port, self.api_key, self.remember = port, api_key, remember
+        self.port, self.api_key, self.remember = port or free_port(), api_key, remember
         self.latency_s, self.in_flight = latency_s, in_flight
         self.server = Server(model_name, context_tokens, prompt_logprobs, label_token_ids)
         self.fault: Callable[[str, Body, int], Fault | None] | None = None

@@ -168,15 +168,15 @@ def _freeze(world: World, event: Event) -> Harm:
 def _freeze_in_transaction(world: World, event: Event) -> Harm:
     """The same while it finishes a shard: the server has to end its transaction, which holds the shard's row."""
     table = "queries" if event.target.startswith("generator") else "fret_records"
-    with world.stack.engine.connect() as connection:
-        try:
+    try:
+        with world.stack.engine.connect() as connection:
             while (pid := (yield from _until_it_writes(world, event, connection, table))) is None:
                 connection.rollback()
                 yield WAITING
             os.kill(pid, signal.SIGSTOP)
             connection.rollback()
-        except (OperationalError, ProcessLookupError):
-            return  # PostgreSQL was restarted meanwhile, or the process killed
+    except (OperationalError, ProcessLookupError):
+        return  # PostgreSQL was restarted meanwhile, or the process killed
     while (held := world.claims_of(pid)) is None:
         yield BEGUN
     if held:
