@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results_file import RESULTS, figure, write
+from services.trainer.model_card import FACTS_FILE
 
 BASE = "all-MiniLM-L6-v2"
 DIMS = "384,256,128"
@@ -41,11 +42,10 @@ def trained(home: Path, run: str, beir: Path, seed: int, split: str) -> dict[str
     # the base is the same each time, and measuring it takes minutes
     compared = ("--split", split, "--dims", DIMS, "--json", *(() if seed else ("--baseline", BASE)))
     report: dict[str, Any] = json.loads(fretwork(home, "evaluate", str(model), "--beir", str(beir), *compared))
-    card = (model / "README.md").read_text()
-    share = next((line for line in card.splitlines() if "interpolation" in line), "")
+    facts = json.loads((model / FACTS_FILE).read_text())
     return {
         "seed": seed,
-        "share": share,
+        "share": facts.get("interpolation"),
         "dims": report["dims"],
         "baseline": report.get("baseline", {}).get("dims"),
         "delta": report.get("delta"),

@@ -12,21 +12,9 @@ from rich.table import Table
 
 from cli.ablate.job import run_ablation
 from cli.context import Context
+from cli.models import options
 from cli.models.command import parse_dims, validated
-from cli.models.options import (
-    DEFAULT_DIMS,
-    DEFAULTS,
-    BatchSize,
-    LearningRate,
-    MatryoshkaDims,
-    ModelNameOrPath,
-    NumTrainEpochs,
-    PassageMaxLen,
-    PromptsOption,
-    QueryMaxLen,
-    Seed,
-    Temperature,
-)
+from cli.models.options import DEFAULTS
 from services.trainer.config import BeirFolder, TrainingConfig
 from shared.errors import InvalidInputError
 from shared.models import as_given
@@ -47,16 +35,16 @@ def ablate(
     output: Annotated[Path, typer.Option("--output", "--output-dir", help="where the six model folders go")],
     beir: Annotated[Path, typer.Option(help="what to measure on: corpus.jsonl, queries.jsonl, qrels/{split}.tsv")],
     split: Annotated[str, typer.Option(help="which qrels of the folder")] = "test",
-    model_name_or_path: ModelNameOrPath = DEFAULTS.model_name_or_path,
-    prompts: PromptsOption = DEFAULTS.prompts,
-    learning_rate: LearningRate = DEFAULTS.learning_rate,
-    num_train_epochs: NumTrainEpochs = DEFAULTS.num_train_epochs,
-    per_device_train_batch_size: BatchSize = DEFAULTS.per_device_train_batch_size,
-    temperature: Temperature = DEFAULTS.temperature,
-    matryoshka_dims: MatryoshkaDims = DEFAULT_DIMS,
-    query_max_len: QueryMaxLen = DEFAULTS.query_max_len,
-    passage_max_len: PassageMaxLen = DEFAULTS.passage_max_len,
-    seed: Seed = DEFAULTS.seed,
+    model_name_or_path: options.ModelNameOrPath = DEFAULTS.model_name_or_path,
+    prompts: options.PromptsOption = DEFAULTS.prompts,
+    learning_rate: options.LearningRate = DEFAULTS.learning_rate,
+    num_train_epochs: options.NumTrainEpochs = DEFAULTS.num_train_epochs,
+    per_device_train_batch_size: options.BatchSize = DEFAULTS.per_device_train_batch_size,
+    temperature: options.Temperature = DEFAULTS.temperature,
+    matryoshka_dims: options.MatryoshkaDims = options.DEFAULT_DIMS,
+    query_max_len: options.QueryMaxLen = DEFAULTS.query_max_len,
+    passage_max_len: options.PassageMaxLen = DEFAULTS.passage_max_len,
+    seed: options.Seed = DEFAULTS.seed,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
     """Train {seed, p_1} × {no, a random, the lowest hard negative} on a run's queries and measure all six.

@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 
 from cli.export.rows import ExportRow
-from cli.export.sentence_transformers import masked
+from cli.export.sentence_transformers import masked_passages
 from shared.text_format import query_prompt
 
 COLUMNS = ["query", "pos", "neg", "pos_scores", "neg_scores", "prompt"]
@@ -25,19 +25,12 @@ def write_bge(batches: Iterable[list[ExportRow]], path: Path) -> Counter[str]:
     with path.open("wb") as file:
         for rows in batches:
             for row in rows:
-                query = row["query_text"]
-                positive = masked(query, row["positive_title"], row["positive_text"], row["positive_span"])
-                negatives = [
-                    masked(query, *negative)
-                    for negative in zip(
-                        row["negative_titles"], row["negative_texts"], row["negative_spans"], strict=True
-                    )
-                ]
+                positive, *negatives = masked_passages(row)
                 if not all((positive, *negatives)):
                     left_out["empty_when_masked"] += 1
                     continue
                 values = (
-                    query,
+                    row["query_text"],
                     [positive],
                     negatives,
                     [row["positive_rc_score"]],

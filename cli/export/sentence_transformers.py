@@ -40,18 +40,23 @@ def write_triplets(batches: Iterable[list[ExportRow]], path: Path, num_negatives
 
 def _triplets(rows: list[ExportRow], num_negatives: int, left_out: Counter[str]) -> Iterator[list[str]]:
     for row in rows:
-        query = row["query_text"]
-        positive = masked(query, row["positive_title"], row["positive_text"], row["positive_span"])
-        negatives = [
-            masked(query, *negative)
-            for negative in zip(row["negative_titles"], row["negative_texts"], row["negative_spans"], strict=True)
-        ]
+        positive, *negatives = masked_passages(row)
         if len(negatives) < num_negatives:
             left_out["too_few_negatives"] += 1
         elif not all((positive, *negatives)):
             left_out["empty_when_masked"] += 1
         else:
-            yield [query, positive, *negatives]
+            yield [row["query_text"], positive, *negatives]
+
+
+def masked_passages(row: ExportRow) -> list[str]:
+    """The record's positive, then its negatives, each without copies of the query."""
+    query = row["query_text"]
+    negatives = zip(row["negative_titles"], row["negative_texts"], row["negative_spans"], strict=True)
+    return [
+        masked(query, row["positive_title"], row["positive_text"], row["positive_span"]),
+        *(masked(query, *negative) for negative in negatives),
+    ]
 
 
 def masked(query: str, title: str, text: str, span: list[int] | None) -> str:

@@ -12,22 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.context import Context, say
+from cli.models import options
 from cli.models.mixture_file import read_mixture
-from cli.models.options import (
-    DEFAULT_DIMS,
-    DEFAULTS,
-    BatchSize,
-    LearningRate,
-    MatryoshkaDims,
-    ModelNameOrPath,
-    NumTrainEpochs,
-    PassageMaxLen,
-    PromptsOption,
-    QueryMaxLen,
-    Seed,
-    Temperature,
-    described,
-)
+from cli.models.options import DEFAULTS, described
 from cli.models.queued import evaluate_and_watch
 from cli.watch import watch_shard
 from services.trainer.config import EvaluationConfig, TrainingConfig
@@ -42,15 +29,15 @@ def train(
     context: typer.Context,
     run: Annotated[str, typer.Argument(help="the run whose records to train on, or `latest`")],
     output: Annotated[Path, typer.Option("--output", "--output-dir", help="where the model folder goes; a new folder")],
-    model_name_or_path: ModelNameOrPath = DEFAULTS.model_name_or_path,
-    learning_rate: LearningRate = DEFAULTS.learning_rate,
-    num_train_epochs: NumTrainEpochs = DEFAULTS.num_train_epochs,
-    per_device_train_batch_size: BatchSize = DEFAULTS.per_device_train_batch_size,
-    temperature: Temperature = DEFAULTS.temperature,
-    matryoshka_dims: MatryoshkaDims = DEFAULT_DIMS,
-    query_max_len: QueryMaxLen = DEFAULTS.query_max_len,
-    passage_max_len: PassageMaxLen = DEFAULTS.passage_max_len,
-    prompts: PromptsOption = DEFAULTS.prompts,
+    model_name_or_path: options.ModelNameOrPath = DEFAULTS.model_name_or_path,
+    learning_rate: options.LearningRate = DEFAULTS.learning_rate,
+    num_train_epochs: options.NumTrainEpochs = DEFAULTS.num_train_epochs,
+    per_device_train_batch_size: options.BatchSize = DEFAULTS.per_device_train_batch_size,
+    temperature: options.Temperature = DEFAULTS.temperature,
+    matryoshka_dims: options.MatryoshkaDims = options.DEFAULT_DIMS,
+    query_max_len: options.QueryMaxLen = DEFAULTS.query_max_len,
+    passage_max_len: options.PassageMaxLen = DEFAULTS.passage_max_len,
+    prompts: options.PromptsOption = DEFAULTS.prompts,
     hard_negatives: Annotated[bool, typer.Option(help=described("hard_negatives"))] = DEFAULTS.hard_negatives,
     same_tower_negatives: Annotated[
         bool, typer.Option(help=described("same_tower_negatives"))
@@ -64,7 +51,7 @@ def train(
     interpolation: Annotated[float | None, typer.Option(help=described("interpolation"))] = DEFAULTS.interpolation,
     kept_tokens: Annotated[int | None, typer.Option(help=described("kept_tokens"))] = DEFAULTS.kept_tokens,
     onnx: Annotated[bool, typer.Option(help=described("onnx"))] = DEFAULTS.onnx,
-    seed: Seed = DEFAULTS.seed,
+    seed: options.Seed = DEFAULTS.seed,
     label_version: Annotated[int, typer.Option(help="which labelling of the run's queries")] = 1,
     mixture: Annotated[
         Path | None, typer.Option(help="a YAML file of what to train on; the run's records are its source of kind fret")
