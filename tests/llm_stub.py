@@ -90,7 +90,9 @@ class StubLLM:
         self._run(self._stop())
 
     def come_back(self) -> None:
-        self._run(self.listen())
+        """Listens again; where it does already, as when two have taken it away, nothing."""
+        if self._runner is None:
+            self._run(self.listen())
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
