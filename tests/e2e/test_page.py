@@ -25,6 +25,7 @@ from shared.records import LabelPolicy, RunConfig
 from shared.runs import Run, start_run
 from tests.e2e.conftest import Trained
 from tests.e2e.stack import Stack
+from tests.servers import until
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("trained")]
 
@@ -61,8 +62,12 @@ def token(stack: Stack) -> str:
 
 
 @pytest.fixture(scope="module")
-def finished(trained: Trained) -> Run:
-    """A run with its records, a model trained on them, and the figures of that model."""
+def finished(trained: Trained, url: str) -> Run:
+    """A run with its records, a model trained on them, and the figures of that model; no worker holds a shard of it.
+
+    A worker says what it holds with its heartbeat: until the next one, the page and the API may show either.
+    """
+    until(lambda: not any(worker["shards"] for worker in get(f"{url}/workers")["workers"]), 60)
     return trained.run
 
 
