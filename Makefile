@@ -57,9 +57,9 @@ bench-watch: setup ## measure what watching costs at a million items: figures to
 bench-train: setup ## measure the trainer beside sentence-transformers': figures to benchmarks/results/train.json
 	$(BIN)/python -m benchmarks.train
 
-bench-quality: setup ## measure what training gains on the BEIR folder BEIR: figures to benchmarks/results/quality.json
-	@test -d "$(BEIR)" || { echo "error: name a BEIR folder: make bench-quality BEIR=path/to/scifact" >&2; exit 1; }
-	$(BIN)/python -m benchmarks.quality --beir "$(BEIR)"
+bench-quality: setup ## measure what training is worth, on BEIR=FOLDER, or on BANKING77=FOLDER STSB=FOLDER: .../quality.json
+	$(BIN)/python -m benchmarks.quality $(if $(BEIR),--beir "$(BEIR)") $(if $(BANKING77),--banking77 "$(BANKING77)") \
+		$(if $(STSB),--stsb "$(STSB)")
 
 vllm: .venv-vllm/.installed ## serve MODEL with vLLM on this machine's GPU: make vllm MODEL=NAME-OR-FOLDER
 	.venv-vllm/bin/vllm serve "$(MODEL)" --host 127.0.0.1 --port $(VLLM_PORT) $(VLLM_OPTIONS)

@@ -191,6 +191,13 @@ class RunConfig(BaseModel):
         description="labels.positive and so on: how the judged candidates become a positive and negatives",
     )
 
+    @field_validator("titles_as_queries")
+    @classmethod
+    def _are_the_offline_teachers(cls, titles_as_queries: bool, info: ValidationInfo) -> bool:
+        if titles_as_queries and info.data.get("teacher") == "llm":
+            raise ValueError("the teacher llm writes its own queries: leave this out, or set teacher=offline")
+        return titles_as_queries
+
     @field_validator("labels")
     @classmethod
     def _fit_the_run(cls, labels: LabelPolicy, info: ValidationInfo) -> LabelPolicy:

@@ -7,10 +7,11 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from services.generator.extractive import NO_SENTENCE, TOO_SHORT, needed_terms, sentences, write_queries
 from shared.masking import verbatim_span
-from shared.records import Dropped, Passage, TaskQuery, query_id
+from shared.records import Dropped, Passage, RunConfig, TaskQuery, query_id
 from shared.terms import CorpusStatistics, passage_terms
 
 RUN = UUID(int=7)
@@ -175,3 +176,9 @@ def test_a_title_is_the_first_query_where_it_is_asked_for_and_long_enough(title:
     else:
         assert [query.query_text for query in with_title] == [expected, sentences_alone[0].query_text]
         assert [query.provenance["method"] for query in with_title] == ["title", "inverse_cloze"]
+
+
+def test_titles_are_not_asked_of_an_llm() -> None:
+    assert RunConfig(titles_as_queries=True).titles_as_queries
+    with pytest.raises(ValidationError, match="the teacher llm writes its own queries"):
+        RunConfig(teacher="llm", titles_as_queries=True)
