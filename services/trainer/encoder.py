@@ -91,10 +91,15 @@ def encode_chunk(model: SentenceTransformer, token_ids: Sequence[Sequence[int]])
     return embeddings.float()
 
 
-def chunks_of(model: SentenceTransformer, token_ids: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Indices of texts to encode together, as many as the model's device likes."""
-    chunk_tokens = CPU_CHUNK_TOKENS if model.device.type == "cpu" else GPU_CHUNK_TOKENS
-    return chunk_by_length([len(ids) for ids in token_ids], chunk_tokens)
+def chunks_of(
+    model: SentenceTransformer, token_ids: Sequence[Sequence[int]], held_tokens: int = GPU_CHUNK_TOKENS
+) -> list[list[int]]:
+    """Indices of texts to encode together, as many as the model's device likes.
+
+    No more than may be held at once, where that is more than CPU_CHUNK_TOKENS: fewer would be slow anywhere.
+    """
+    liked = CPU_CHUNK_TOKENS if model.device.type == "cpu" else GPU_CHUNK_TOKENS
+    return chunk_by_length([len(ids) for ids in token_ids], min(liked, max(held_tokens, CPU_CHUNK_TOKENS)))
 
 
 def chunk_by_length(lengths: Sequence[int], chunk_tokens: int) -> list[list[int]]:

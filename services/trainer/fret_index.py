@@ -53,15 +53,16 @@ class FretExamples:
         ids = [UUID(bytes=self._ids[self._number(place)].tobytes()) for place in places]
         found = self._records.find(set(ids))
         same_tower = self._source.same_tower_negatives
-        examples = [
-            make_example(found[query_id], self._config, place // self.count)
+        if same_tower is None:
+            same_tower = self._config.same_tower_negatives
+        return [
+            replace(
+                make_example(found[query_id], self._config, place // self.count),
+                same_tower_negatives=same_tower,
+                in_batch_negatives=self._source.in_batch_negatives,
+            )
             for place, query_id in zip(places, ids, strict=True)
         ]
-        return (
-            examples
-            if same_tower is None
-            else [replace(example, same_tower_negatives=same_tower) for example in examples]
-        )
 
     def _number(self, place: int) -> int:
         key = f"{self._config.seed}:fret"

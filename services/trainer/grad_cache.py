@@ -43,7 +43,9 @@ def backward(
         mine: the texts that this process encodes; each is one process's. All of them where there is one process.
     """
     ours = range(len(token_ids)) if mine is None else mine
-    chunks = [[ours[index] for index in chunk] for chunk in chunks_of(model, [token_ids[index] for index in ours])]
+    # a chunk that is encoded again has its graph then: it may be no larger than what may be held
+    chunks_of_ours = chunks_of(model, [token_ids[index] for index in ours], kept_tokens)
+    chunks = [[ours[index] for index in chunk] for chunk in chunks_of_ours]
     kept: list[Tensor | None] = []
     embeddings = torch.zeros(len(token_ids), model.get_embedding_dimension() or 0, device=model.device)
     left = kept_tokens

@@ -24,7 +24,7 @@ from services.trainer.mixture_config import (
 from services.trainer.rows import Row
 from shared.errors import InvalidInputError
 
-NO_LABEL = -1  # what datasets on the hub write where a label is unknown
+NO_LABEL = -1  # what NLI and multiple-choice datasets write where nobody knows; elsewhere it is a label like any other
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def text_examples(
                 query, positives = _text(where, row, fields.query), _texts(where, row, fields.positive)
                 title = _title(where, row, fields.title)
             case TripletSource(fields=fields):
-                query, title = _text(where, row, fields.query), _title(where, row, fields.title)
+                query = _text(where, row, fields.query)
                 if fields.options:
                     positives, negatives = _choice(where, row, fields)
                 else:
@@ -88,7 +88,7 @@ def hypotheses(source: NliSource, rows: Iterable[Row], dropped: Counter[str]) ->
         label = _label(where, row, source.fields.label)
         if not premise or not hypothesis:
             dropped["no premise" if not premise else "no hypothesis"] += 1
-        elif label is None:
+        elif label in (None, str(NO_LABEL)):
             dropped["no label"] += 1
         elif label not in (entailment, contradiction):
             dropped["neither entailment nor contradiction"] += 1
@@ -146,7 +146,7 @@ def _title(where: Where, row: dict[str, Any], column: str | None) -> str:
 
 def _label(where: Where, row: dict[str, Any], column: str) -> str | None:
     value = _value(where, row, column)
-    if value is None or value in ("", NO_LABEL):
+    if value is None or value == "":
         return None
     if not isinstance(value, str | int):
         raise InvalidInputError(*where, f"{column} has to be a text or an integer, and is {value!r:.80}")

@@ -3,8 +3,9 @@
     L_i = −log e^{s(q_i,p_i⁺)/τ} / ( Σ_j [ e^{s(q_i,p_j⁺)/τ} + 1[j≠i] e^{s(q_i,q_j)/τ} ] + Σ_k e^{s(q_i,p_ik⁻)/τ} )
 
 s is the cosine, τ the temperature, p_ik⁻ the query's *own* hard negatives (the paper has one). The paper masks nothing;
-here an in-batch j is left out where q_j = q_i or p_j⁺ = p_i⁺, as in Gemini Embedding (arXiv 2503.07891), because such a
-j is no negative. Matryoshka (MRL): the weighted sum of the same loss over the first d coordinates, normalised again.
+here an in-batch j is left out where q_j = q_i or p_j⁺ = p_i⁺, as in Gemini Embedding (arXiv 2503.07891), or where one's
+query is the other's positive, as among sentences of similarity data: such a j is no negative. Matryoshka (MRL): the
+weighted sum of the same loss over the first d coordinates, normalised again.
 
 What successors added, each off unless asked for (docs/training.md):
     soft mask    a negative with s > s(q_i,p_i⁺) + margin is left out: likely a false one (Qwen3-Embedding, 2506.05176)
@@ -32,9 +33,11 @@ def gecko_loss(
     negative_owners: Tensor,
     query_ids: Tensor,
     positive_ids: Tensor,
+    positive_texts: Tensor,
     *,
     temperature: float,
     weight_by_dim: Mapping[int, float],
+    in_batch_negatives: bool = True,
     same_tower_negatives: bool = True,
     soft_mask_margin: float | None = None,
     hardness: float = 0.0,
@@ -49,10 +52,12 @@ def gecko_loss(
         negatives: (M, D), the hard negatives of all queries, in any order; M may be 0.
         negative_owners: (M,), the row in `queries` that each hard negative belongs to.
         query_ids: (B,) integers; equal means the same query.
-        positive_ids: (B,) integers; equal means the same passage.
+        positive_ids: (B,) integers; equal means the same passage, or another with the same label.
+        positive_texts: (B,) integers in the numbering of `query_ids`: equal to one of those means the same text.
         temperature: τ > 0.
         weight_by_dim: the weight of each Matryoshka dimension, each at most D.
-        same_tower_negatives: whether the other queries of the batch stand in the denominator.
+        in_batch_negatives: whether the other positives of the batch stand in the denominator.
+        same_tower_negatives: whether its other queries do.
         soft_mask_margin: negatives nearer than the positive by more than this cosine are left out; None: none is.
         hardness: α of the own negatives' weight.
         spread_out: λ of the spread-out regulariser.
@@ -63,6 +68,8 @@ def gecko_loss(
     itself = mine[:, None] == every  # (R, B)
     # j is i itself, or no negative for i
     same = itself | (query_ids[rows, None] == query_ids) | (positive_ids[rows, None] == positive_ids)
+    same |= (query_ids[rows, None] == positive_texts) | (positive_texts[rows, None] == query_ids)
+    of_others = same if in_batch_negatives else torch.ones_like(same)
     own = negative_owners == mine[:, None]  # (R, M)
     total = queries.new_zeros(())
     for dim, weight in weight_by_dim.items():
@@ -71,7 +78,7 @@ def gecko_loss(
         of_positives, of_own, of_queries = asked @ p.T, asked @ n.T, asked @ q.T  # (R, B), (R, M), (R, B)
         too_near = torch.inf if soft_mask_margin is None else of_positives[itself][:, None] + soft_mask_margin
         scores = [
-            (of_positives / temperature).masked_fill(~itself & (same | (of_positives > too_near)), -torch.inf),
+            (of_positives / temperature).masked_fill(~itself & (of_others | (of_positives > too_near)), -torch.inf),
             (of_own / temperature + hardness * of_own.detach()).masked_fill(~own | (of_own > too_near), -torch.inf),
         ]
         if same_tower_negatives:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
 
-from sqlalchemy import Engine, Select, desc, func, select
+from sqlalchemy import ARRAY, ColumnElement, Engine, Select, Uuid, any_, desc, func, literal, select
 
 from services.trainer.config import TrainingConfig
 from shared.masking import Span, mask, mask_title
@@ -42,7 +42,7 @@ class Record:
 class Example:
     """A record as the encoder sees it. Equal queries have equal text, equal positives equal ids.
 
-    Whether the batch's other queries are negatives is the same for all of a batch, which is of one source.
+    What else of the batch is a negative is the same for all of a batch, which is of one source.
     """
 
     query: str
@@ -50,6 +50,7 @@ class Example:
     positive_id: UUID
     negatives: tuple[str, ...]
     same_tower_negatives: bool
+    in_batch_negatives: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,9 @@ class LedgerRecords:
         return self._records(self._after(select(*self._columns), after, limit))
 
     def find(self, query_ids: Collection[UUID]) -> dict[UUID, Record]:
-        statement = select(*self._columns).join(queries, self._with_query).where(self._of.c.query_id.in_(query_ids))
+        statement = (
+            select(*self._columns).join(queries, self._with_query).where(_one_of(self._of.c.query_id, query_ids))
+        )
         return {record.query_id: record for record in self._records(statement)}
 
     def _after(self, columns: Select[Any], after: UUID | None, limit: int) -> Select[Any]:
@@ -199,7 +202,7 @@ class LedgerRecords:
                 passage.passage_id: Passage(passage.passage_id, passage.title, passage.text)
                 for passage in connection.execute(
                     select(passages.c.passage_id, passages.c.title, passages.c.text).where(
-                        passages.c.corpus_id == corpus_id, passages.c.passage_id.in_(ids)
+                        passages.c.corpus_id == corpus_id, _one_of(passages.c.passage_id, ids)
                     )
                 )
             }
@@ -215,6 +218,11 @@ class LedgerRecords:
             )
             for row in rows
         ]
+
+
+def _one_of(column: ColumnElement[UUID], ids: Collection[UUID]) -> ColumnElement[bool]:
+    """As one parameter: PostgreSQL takes 65,535 of them, and a batch may have more passages."""
+    return column == any_(literal(list(ids), ARRAY(Uuid)))
 
 
 def _span(stored: list[int] | None) -> Span | None:

@@ -20,6 +20,9 @@ class _Drawn(_Frozen):
     same_tower_negatives: bool | None = Field(
         None, description="for this source's batches; the training's own setting where it is left out"
     )
+    in_batch_negatives: bool = Field(
+        True, description="whether the positives of a batch's other queries are negatives; else each has its own alone"
+    )
 
 
 class FretSource(_Drawn):
@@ -61,6 +64,16 @@ class _DatasetSource(_Drawn):
             raise ValueError("`delimiter` and `columns` are of .csv and .tsv files")
         return self
 
+    @model_validator(mode="after")
+    def _has_negatives(self) -> Self:
+        if isinstance(self, PairSource | ScoredPairSource) and not (
+            self.in_batch_negatives or self.same_tower_negatives
+        ):
+            raise ValueError(
+                "in_batch_negatives: false leaves its queries no negatives: such a source has none of its own"
+            )
+        return self
+
 
 class PairFields(_Frozen):
     query: str = "query"
@@ -76,11 +89,13 @@ class PairSource(_DatasetSource):
 
 
 class TripletFields(_Frozen):
-    """`positive` and `negatives`, or the `options` of a multiple choice and the number of its `answer`, from 0."""
+    """`positive` and `negatives`, or the `options` of a multiple choice and the number of its `answer`, from 0.
+
+    No title: the positive's alone would tell it from its negatives.
+    """
 
     query: str = "query"
     positive: str | None = Field(None, description="a text, or a list of texts: an example for each")
-    title: str | None = Field(None, description="the positive's title")
     negatives: tuple[str, ...] = Field((), description="each a text or a list of texts")
     options: tuple[str, ...] = ()
     answer: str | None = None
@@ -88,7 +103,7 @@ class TripletFields(_Frozen):
     @model_validator(mode="after")
     def _is_one_of_both(self) -> Self:
         triplet, choice = bool(self.positive and self.negatives), bool(self.options and self.answer)
-        if triplet == choice or (choice and (self.positive or self.negatives or self.title)):
+        if triplet == choice or (choice and (self.positive or self.negatives)):
             raise ValueError("map either `positive` and `negatives`, or `options` and `answer`")
         return self
 

@@ -20,6 +20,8 @@ from services.trainer.prepare import Prepared
 from shared.records import NAMESPACE, passage_id
 from shared.text_format import format_query
 
+MOST_NEGATIVES = 3  # hard negatives of one query in a step; a dataset may list a hundred
+
 
 class ExampleSource(Protocol):
     """Examples, each of which comes once an epoch; epochs follow one another without end."""
@@ -49,9 +51,17 @@ class DatasetExamples:
             return self._of_labels(numbers)
         rows = self._read([number for _, number in numbers])
         return [
-            write_example(self._source, self._config, TextExample(**{**row, "negatives": tuple(row["negatives"])}))
-            for row in rows
+            write_example(self._source, self._config, self._some_negatives(row, *at))
+            for row, at in zip(rows, numbers, strict=True)
         ]
+
+    def _some_negatives(self, row: dict[str, Any], epoch: int, number: int) -> TextExample:
+        """The row's example; of more negatives than a step has room for others are drawn in every epoch."""
+        negatives = row["negatives"]
+        if len(negatives) > MOST_NEGATIVES:
+            rng = random.Random(f"{self._config.seed}:{self._source.name}:{epoch}:{number}")  # noqa: S311
+            negatives = rng.sample(negatives, MOST_NEGATIVES)
+        return TextExample(**{**row, "negatives": tuple(negatives)})
 
     def _of_labels(self, numbers: Sequence[tuple[int, int]]) -> list[Example]:
         """A text, another of its label and one of another label; drawn anew in every epoch."""
@@ -100,4 +110,5 @@ def write_example(
         same_tower_negatives=config.same_tower_negatives
         if source.same_tower_negatives is None
         else source.same_tower_negatives,
+        in_batch_negatives=source.in_batch_negatives,
     )

@@ -38,7 +38,8 @@ def add_gradient(
     share = peers.share_of(size)
     mine = [text for text, row in enumerate([*range(size), *range(size), *owners]) if row in share]
     negative_owners = torch.tensor(owners, dtype=torch.long, device=model.device)
-    query_ids = _numbered([example.query for example in batch], model.device)
+    towers = [*(example.query for example in batch), *(example.positive for example in batch)]
+    query_ids, positive_texts = _numbered(towers, model.device).tensor_split(2)
     positive_ids = _numbered([example.positive_id for example in batch], model.device)
 
     def loss_of(embeddings: Tensor, rows: slice) -> Tensor:
@@ -50,8 +51,10 @@ def add_gradient(
             negative_owners,
             query_ids,
             positive_ids,
+            positive_texts,
             temperature=config.temperature,
             weight_by_dim=weight_by_dim,
+            in_batch_negatives=batch[0].in_batch_negatives,
             same_tower_negatives=batch[0].same_tower_negatives,
             soft_mask_margin=config.soft_mask_margin,
             hardness=config.hardness,

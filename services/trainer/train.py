@@ -37,6 +37,7 @@ from services.trainer.step import add_gradient
 from shared.errors import FretworkError, SettingError
 
 MAX_GRAD_NORM = 1.0
+CHECKPOINT_SHARE = 0.05  # of a training's time at most: a large model's takes longer to write
 
 
 class DivergedError(FretworkError):
@@ -102,9 +103,10 @@ def train(
     # without weight decay, as in sentence-transformers' defaults: it would pull a tuned base towards 0
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
     averaged = AveragedModel(model) if config.averaging else None
-    state = _resume(newest_checkpoint([*resume_from, work_dir]), config, model, optimizer, averaged)
+    state = _resume(newest_checkpoint([*resume_from, work_dir]), config, peers.size, model, optimizer, averaged)
 
     started = saved = time.monotonic()
+    save_after_s = config.checkpoint_every_s
     before = state
     for batch, following in data.batches(state.position):
         for group in optimizer.param_groups:
@@ -112,14 +114,15 @@ def train(
         optimizer.zero_grad()
         try:
             value = add_gradient(model, batch, config, weight_by_dim, peers)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+            optimizer.step()
         except torch.OutOfMemoryError as error:
             raise SettingError(
                 f"the GPU's memory ran out in step {state.step + 1}: lower --kept-tokens (0 holds least), then "
                 f"--passage-max-len, which is {config.passage_max_len}; the batch may stay as it is"
             ) from error
-        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
-        optimizer.step()
-        if averaged is not None and state.step >= total_steps * (1 - config.averaging):
+        # the last step at least: a share of few steps may be less than one
+        if averaged is not None and state.step >= min(total_steps * (1 - config.averaging), total_steps - 1):
             averaged.update_parameters(model)
 
         if not math.isfinite(value):
@@ -143,9 +146,11 @@ def train(
                 eta_s=s_per_step * max(total_steps - state.step, 0),
             )
         )
-        if peers.rank == 0 and now - saved >= config.checkpoint_every_s:
-            save_checkpoint(work_dir, state.step, _checkpoint(state, config, model, optimizer, averaged))
+        if peers.rank == 0 and now - saved >= save_after_s:
+            save_checkpoint(work_dir, state.step, _checkpoint(state, config, peers.size, model, optimizer, averaged))
             saved = time.monotonic()
+            if save_after_s:
+                save_after_s = max(config.checkpoint_every_s, (saved - now) / CHECKPOINT_SHARE)
 
     facts = {
         **data.facts(state.step),
@@ -208,6 +213,7 @@ def _checked_dims(config: TrainingConfig, model: SentenceTransformer) -> dict[in
 def _checkpoint(
     state: _State,
     config: TrainingConfig,
+    processes: int,
     model: SentenceTransformer,
     optimizer: torch.optim.Optimizer,
     averaged: AveragedModel | None,
@@ -215,6 +221,7 @@ def _checkpoint(
     position = state.position
     return {
         "config": config.model_dump_json(),
+        "processes": processes,
         "state": {**asdict(state), "position": [position.epoch, str(position.after or ""), position.batch]},
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -225,6 +232,7 @@ def _checkpoint(
 def _resume(
     checkpoint: Path | None,
     config: TrainingConfig,
+    processes: int,
     model: SentenceTransformer,
     optimizer: torch.optim.Optimizer,
     averaged: AveragedModel | None,
@@ -236,6 +244,11 @@ def _resume(
     if stored["config"] != config.model_dump_json():
         raise SettingError(
             f"{checkpoint} is of another configuration: a training resumes from its own checkpoints only"
+        )
+    if stored["processes"] != processes:
+        raise SettingError(
+            f"{checkpoint} was written on {stored['processes']} GPUs or processes, and this machine has {processes}: "
+            "its batches would be others. Go on with as many (CUDA_VISIBLE_DEVICES hides some), or train anew"
         )
     model.load_state_dict(stored["model"])
     optimizer.load_state_dict(stored["optimizer"])

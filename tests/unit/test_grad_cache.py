@@ -5,11 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from uuid import uuid5
 
 import pytest
 import torch
 
+from services.trainer import encoder
 from services.trainer.config import TrainingConfig
 from services.trainer.encoder import encode, load_model, ready_for_training, tokenize
 from services.trainer.loss import gecko_loss
@@ -71,6 +74,7 @@ def plain_gradient(base: str) -> tuple[float, dict[str, torch.Tensor]]:
         torch.tensor([row for row, e in enumerate(batch) for _ in e.negatives]),
         torch.arange(EXAMPLES),
         torch.tensor([ids.index(id_) for id_ in ids]),
+        torch.arange(EXAMPLES) + EXAMPLES,  # no positive is a query
         temperature=0.05,
         weight_by_dim=WEIGHTS,
     )
@@ -109,13 +113,17 @@ def trained(base: str, folder: Path, batch_size: int, peers: Peers = ALONE) -> l
 
 def _one_of_two(rank: int, base: str, folder: Path) -> None:
     torch.set_num_threads(1)
+    encoder.autocast_dtype = lambda device: None  # exact, whatever the CPU has
     peers = Peers.join(rank, 2, f"file://{folder}/meeting", "gloo")
     loss, found = gradient(base, peers, kept_tokens=200)
     torch.save((loss, found, trained(base, folder / "together", 4, peers)), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_have_the_gradients_and_the_model_of_one(base: str, tmp_path: Path) -> None:
+def test_two_processes_have_the_gradients_and_the_model_of_one(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.trainer.encoder.autocast_dtype", lambda _: None)
     spawn = multiprocessing.get_context("spawn")
     both = [spawn.Process(target=_one_of_two, args=(rank, base, tmp_path)) for rank in (0, 1)]
     for process in both:
@@ -139,3 +147,11 @@ def test_each_row_is_one_processs(rows: int, size: int) -> None:
     shares = [list(Peers(rank, size).share_of(rows)) for rank in range(size)]
     assert [row for share in shares for row in share] == list(range(rows))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize(("kept_tokens", "largest"), [(0, 2048), (4096, 4096), (10**6, 65536)])
+def test_on_a_gpu_no_chunk_is_larger_than_what_may_be_held(kept_tokens: int, largest: int) -> None:
+    on_gpu: Any = SimpleNamespace(device=torch.device("cuda"))
+    chunks = encoder.chunks_of(on_gpu, [[0] * 32] * 4096, kept_tokens)
+    assert max(len(chunk) * 32 for chunk in chunks) == largest
+    assert sum(map(len, chunks)) == 4096

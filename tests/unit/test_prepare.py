@@ -113,11 +113,12 @@ def test_texts_lie_together_by_label(tmp_path: Path) -> None:
         *LABELLED,
         {"text": "x", "label": "once"},
         {"text": "", "label": "red"},
-        {"text": "x", "label": -1},
+        {"text": "x", "label": None},
+        *({"text": f"negative {n}", "label": -1} for n in range(2)),  # a label like any other here
     ]
     examples, dropped = prepared(tmp_path, "classification", rows)
-    assert [row["text"].split()[0] for row in examples] == ["red"] * 8 + ["green"] * 5 + ["blue"] * 2
-    assert load_prepared(tmp_path / "out")[0].texts_by_label == {"red": 8, "green": 5, "blue": 2}
+    assert [row["text"].split()[0] for row in examples] == ["red"] * 8 + ["green"] * 5 + ["blue"] * 2 + ["negative"] * 2
+    assert load_prepared(tmp_path / "out")[0].texts_by_label == {"red": 8, "green": 5, "blue": 2, "-1": 2}
     assert dropped == {"no text": 1, "no label": 1, "the only text of its label": 1}
 
 

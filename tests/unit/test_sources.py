@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from pydantic import ValidationError
 
 from services.trainer.config import TrainingConfig
 from services.trainer.mixture import Example
@@ -15,7 +16,7 @@ from services.trainer.prepare import load_prepared, prepare
 from services.trainer.sources import DatasetExamples
 from tests.unit.datasets_in_files import LABELLED, dataset_source, jsonl
 
-TRIPLETS = [{"query": f"q {n}", "positive": f"p {n}", "negative": f"n {n}", "title": "T"} for n in range(23)]
+TRIPLETS = [{"query": f"q {n}", "positive": f"p {n}", "negative": f"n {n}"} for n in range(23)]
 
 
 def opened(
@@ -28,17 +29,16 @@ def opened(
 
 
 def first(folder: Path, symmetric: bool, **changes: Any) -> Example:
-    fields = {"positive": "positive", "negatives": ["negative"], "title": "title"}
-    (example,) = opened(folder, "triplet", TRIPLETS[:1], changes, symmetric=symmetric, fields=fields).examples([0])
+    (example,) = opened(folder, "triplet", TRIPLETS[:1], changes, symmetric=symmetric).examples([0])
     return example
 
 
 @pytest.mark.parametrize(
     ("symmetric", "prompts", "texts"),
     [
-        (False, "gecko", ("task: task of triplet | query: q 0", "title: T | text: p 0", "title: none | text: n 0")),
+        (False, "gecko", ("task: task of triplet | query: q 0", "title: none | text: p 0", "title: none | text: n 0")),
         (True, "gecko", tuple(f"task: task of triplet | query: {text}" for text in ("q 0", "p 0", "n 0"))),
-        (False, "none", ("q 0", "T p 0", "n 0")),
+        (False, "none", ("q 0", "p 0", "n 0")),
     ],
 )
 def test_texts_are_written_as_the_prompts_and_the_symmetry_say(
@@ -93,3 +93,29 @@ def test_equal_positives_have_equal_ids(tmp_path: Path) -> None:
     rows = [{"query": f"q {n}", "positive": "the same" if n < 2 else f"p {n}"} for n in range(4)]
     examples = opened(tmp_path, "pair", rows).examples(range(4))
     assert len({example.positive_id for example in examples}) == 3
+
+
+def test_a_pairs_title_is_written_as_the_prompts_say(tmp_path: Path) -> None:
+    rows = [{"query": "q", "positive": "p", "title": "T"}]
+    fields = {"query": "query", "positive": "positive", "title": "title"}
+    for prompts, written in (("gecko", "title: T | text: p"), ("none", "T p")):
+        folder = tmp_path / prompts
+        folder.mkdir()
+        (example,) = opened(folder, "pair", rows, {"prompts": prompts}, fields=fields).examples([0])
+        assert example.positive == written
+
+
+def test_of_many_negatives_three_are_drawn_anew_in_every_epoch(tmp_path: Path) -> None:
+    rows = [{"query": "q", "positive": "p", "negative": [f"n {n}" for n in range(30)]}]
+    source = opened(tmp_path, "triplet", rows, {"prompts": "none"})
+    drawn = [source.examples([epoch])[0].negatives for epoch in range(20)]
+    assert {len(set(negatives)) for negatives in drawn} == {3}
+    assert len(set(chain.from_iterable(drawn))) > 20
+    assert source.examples([7])[0].negatives == drawn[7]
+
+
+def test_in_batch_negatives_can_be_off_for_a_source(tmp_path: Path) -> None:
+    source = opened(tmp_path, "triplet", TRIPLETS, in_batch_negatives=False)
+    assert {example.in_batch_negatives for example in source.examples(range(4))} == {False}
+    with pytest.raises(ValidationError, match="leaves its queries no negatives"):
+        opened(tmp_path, "pair", TRIPLETS, in_batch_negatives=False)

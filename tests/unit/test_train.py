@@ -178,6 +178,21 @@ def test_averages_the_weights_of_the_last_steps_also_when_it_resumes(base: str, 
             assert torch.allclose(weight, sum(state[name] for state in states) / 3, atol=1e-6), name
 
 
+def test_an_average_of_less_than_a_step_is_the_last_steps_weights(base: str, tmp_path: Path) -> None:
+    for name, averaging in (("averaged", 0.01), ("plain", 0.0)):
+        train(config(base, averaging=averaging, interpolation=1.0), records(), tmp_path / name)
+    averaged, plain = (load_model(str(tmp_path / name / "model")).state_dict() for name in ("averaged", "plain"))
+    assert all(torch.equal(averaged[name], weight) for name, weight in plain.items())
+
+
+def test_a_checkpoint_of_more_processes_is_refused(base: str, tmp_path: Path) -> None:
+    run(config(base), tmp_path / "1", stop_after=3)
+    stored = torch.load(tmp_path / "1" / "checkpoint-2" / "state.pt", weights_only=True)
+    torch.save({**stored, "processes": 2}, tmp_path / "1" / "checkpoint-2" / "state.pt")
+    with pytest.raises(SettingError, match="was written on 2 GPUs or processes, and this machine has 1"):
+        run(config(base), tmp_path / "2", resume_from=tmp_path / "1")
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25])
 def test_interpolates_with_the_base(base: str, tmp_path: Path, share: float) -> None:
     train(config(base), records(), tmp_path / "tuned")
