@@ -264,16 +264,26 @@ def _shard_passages(connection: Connection, run: Run, stage: Stage, size: int) -
 
 
 def start_training(
-    connection: Connection, run: Run, label_version: int, config: dict[str, Any], output_dir: str
+    connection: Connection,
+    run: Run,
+    label_version: int,
+    config: dict[str, Any],
+    output_dir: str,
+    *,
+    reviewed: bool = True,
 ) -> UUID:
-    """A training run over one label version of a run's records, and its shard in the trainer's queue."""
+    """A training run over one label version of a run's records, and its shard in the trainer's queue.
+
+    `reviewed`: whether it reads the records as people's reviews have left them by now, or as they were labelled.
+    """
+    newest = select(func.coalesce(func.max(reviews.c.review_id), 0)).scalar_subquery()
     training_run_id = uuid4()
     connection.execute(
         insert(training_runs).values(
             training_run_id=training_run_id,
             run_id=run.run_id,
             label_version=label_version,
-            reviews_until=select(func.coalesce(func.max(reviews.c.review_id), 0)).scalar_subquery(),
+            reviews_until=newest if reviewed else 0,
             config=config,
             output_dir=output_dir,
         )

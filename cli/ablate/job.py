@@ -115,7 +115,7 @@ def _training_run(
             JOIN shards ON shards.run_id = training_runs.run_id AND stage = 'train'
                        AND item_ids = ARRAY[training_run_id]
             WHERE training_runs.run_id = :run_id AND training_runs.label_version = :label_version
-              AND config = CAST(:config AS jsonb) AND output_dir = :output_dir
+              AND config = CAST(:config AS jsonb) AND output_dir = :output_dir AND reviews_until = 0
               AND state <> 'dead' AND (state <> 'done' OR :there)
             ORDER BY training_runs.created_at DESC LIMIT 1
             """
@@ -130,4 +130,5 @@ def _training_run(
     ).scalar_one_or_none()
     if found is None and there:
         raise InvalidInputError(output_dir, None, "it exists already, from another training: name another --output")
-    return found or start_training(connection, run, label_version, stored, str(output_dir))
+    # reviews are of one labelling each: a recipe that has some would train on other queries than the next
+    return found or start_training(connection, run, label_version, stored, str(output_dir), reviewed=False)

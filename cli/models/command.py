@@ -17,7 +17,8 @@ from cli.models.mixture_file import read_mixture
 from cli.models.options import DEFAULTS, described
 from cli.models.queued import evaluate_and_watch
 from cli.watch import watch_shard
-from services.trainer.config import EvaluationConfig, TrainingConfig
+from services.trainer.config import BeirFolder, EvaluationConfig, TrainingConfig
+from services.trainer.model_card import FACTS_FILE, write_model_card
 from shared.errors import InvalidInputError, NotDoneError, SettingError
 from shared.labels import find_policy
 from shared.models import as_given
@@ -35,6 +36,7 @@ def train(
     per_device_train_batch_size: options.BatchSize = DEFAULTS.per_device_train_batch_size,
     temperature: options.Temperature = DEFAULTS.temperature,
     matryoshka_dims: options.MatryoshkaDims = options.DEFAULT_DIMS,
+    matryoshka_weights: Annotated[str | None, typer.Option(help=described("matryoshka_weights"))] = None,
     query_max_len: options.QueryMaxLen = DEFAULTS.query_max_len,
     passage_max_len: options.PassageMaxLen = DEFAULTS.passage_max_len,
     prompts: options.PromptsOption = DEFAULTS.prompts,
@@ -69,6 +71,7 @@ def train(
         per_device_train_batch_size=per_device_train_batch_size,
         temperature=temperature,
         matryoshka_dims=parse_dims(matryoshka_dims),
+        matryoshka_weights=matryoshka_weights.split(",") if matryoshka_weights else None,
         query_max_len=query_max_len,
         passage_max_len=passage_max_len,
         prompts=prompts,
@@ -108,7 +111,7 @@ def train(
             say(f"{dropped:,} records left out: {DROPPED}")
         watch_shard(engine, "training_runs", training_run_id, "training")
     typer.echo(output)
-    say(f"next: fretwork evaluate {output} --beir DIR --baseline {model_name_or_path}")
+    say(f"next: fretwork evaluate {output} --beir DIR --baseline {model_name_or_path} --card")
 
 
 def evaluate(
@@ -132,6 +135,16 @@ def evaluate(
         str | None, typer.Option(help="dimensions to measure at, e.g. 384,256; the full one if left out")
     ] = None,
     split: Annotated[str, typer.Option(help="with --beir: which qrels of the folder")] = "test",
+    ignore_identical_ids: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-identical-ids",
+            help="with --beir: " + (BeirFolder.model_fields["ignore_identical_ids"].description or ""),
+        ),
+    ] = False,
+    card: Annotated[
+        bool, typer.Option("--card", help="with --beir: put the figures into the model's card, README.md")
+    ] = False,
     samples_per_label: Annotated[
         int, typer.Option(help="with --classification: training texts per label in each experiment")
     ] = 8,
@@ -143,7 +156,8 @@ def evaluate(
     """Measure a model by --beir, --sts, --classification or --mteb, with 95% intervals against a baseline."""
     asked: list[dict[str, Any]] = []
     if beir:
-        asked.append({"kind": "beir", "path": str(beir.absolute()), "split": split})
+        given = {"path": str(beir.absolute()), "split": split, "ignore_identical_ids": ignore_identical_ids}
+        asked.append({"kind": "beir", **given})
     if sts:
         asked.append({"kind": "sts", "path": str(sts.absolute())})
     if classification:
@@ -153,6 +167,8 @@ def evaluate(
         asked.append({"kind": "mteb", "names": mteb})
     if len(asked) != 1:
         raise SettingError("name one thing to measure the model on: --beir, --sts, --classification or --mteb")
+    if card and not (beir and (Path(model) / FACTS_FILE).is_file()):
+        raise SettingError("--card takes --beir, and a folder that `fretwork train` has written")
     config = validated(
         EvaluationConfig,
         model=as_given(model),
@@ -164,6 +180,9 @@ def evaluate(
     settings: Context = context.obj
     with settings.database(workers=True) as engine:
         result = evaluate_and_watch(engine, config, "evaluation")
+    if card:
+        write_model_card(Path(model), result)
+        say(f"the figures stand in {Path(model) / 'README.md'}")
     if as_json:
         typer.echo(json.dumps(result))
     else:

@@ -8,7 +8,7 @@ of {"type": "progress", …}, then one {"type": "result", …} (exit status 0) o
     train     {"database_url", "run_id", "label_version", "reviews_until", "config": TrainingConfig, "work_dir",
                "resume_from": [dirs], "about": {…}}; the result is train's facts and "model_dir", from where the parent
                moves the model. On a machine with several GPUs this process starts a peer for each other one, a child of
-               its own with the same specification and a "rank".
+               its own with the same specification and a "rank"; "processes" is another number of them.
     evaluate  {"config": EvaluationConfig}; the result is evaluate's report
 """
 
@@ -31,14 +31,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from services.trainer.config import EvaluationConfig, TrainingConfig
 from services.trainer.evaluate import evaluate
-from services.trainer.gpus import together
+from services.trainer.gpus import ORPHANED, together
 from services.trainer.mixture import LedgerRecords
 from services.trainer.peers import Peers
 from services.trainer.train import Progress, train
 from shared.errors import InvalidInputError
 
 PROGRESS_EVERY_S = 0.5
-ORPHANED = 3  # exit status when the parent is gone
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -67,7 +66,7 @@ def main() -> int:
 
 def run_training(spec: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Trains as the spec says; progress is {"step", "total_steps", "loss", "examples_per_s", "eta_s"}."""
-    with together(spec) as peers:
+    with together(spec, emit) as peers:
         return _train(spec, emit, peers)
 
 

@@ -12,8 +12,9 @@ from shared.models import WHEEL_MODEL
 
 
 class Prompts(StrEnum):
-    NONE = "none"
+    OWN = "own"
     GECKO = "gecko"
+    NONE = "none"
 
 
 class TrainingConfig(BaseModel):
@@ -29,9 +30,9 @@ class TrainingConfig(BaseModel):
         WHEEL_MODEL, description="the base: a SentenceTransformer folder, a hub name or all-MiniLM-L6-v2"
     )
     prompts: Prompts = Field(
-        Prompts.NONE,
-        description="how texts are written. none: the bare query, and the passage's title and text, for a base that "
-        "never saw prompts, as all-MiniLM-L6-v2; gecko: as in the paper, `task: … | query: …`, `title: … | text: …`",
+        Prompts.OWN,
+        description="how texts are written. own: behind the base's own prompts, where it has any; gecko: as in the "
+        "paper, `task: … | query: …` and `title: … | text: …`, which a base has to learn; none: bare",
     )
     per_device_train_batch_size: int = Field(32, ge=2, description="queries per step; their positives are in-batch")
     num_train_epochs: int = Field(1, ge=1, description="passes over the records")
@@ -57,7 +58,8 @@ class TrainingConfig(BaseModel):
         (256, 128, 64), description="dimensions trained beside the model's full one, which always is"
     )
     matryoshka_weights: tuple[float, ...] | None = Field(
-        None, description="the loss's weight for each of matryoshka_dims; 1 by default, as for the full dimension"
+        None,
+        description="the loss's weight for each of matryoshka-dims: 0.5,0.3,0.2; each is 1 by default",
     )
     query_max_len: int = Field(64, ge=4, description="tokens of a query, its prompt included; the rest is cut")
     passage_max_len: int = Field(128, ge=4, description="tokens of a passage; the rest is cut")
@@ -109,6 +111,11 @@ class BeirFolder(BaseModel):
     kind: Literal["beir"] = "beir"
     path: str = Field(description="a folder: corpus.jsonl, queries.jsonl, qrels/{split}.tsv")
     split: str = Field("test", description="which of the folder's qrels")
+    ignore_identical_ids: bool = Field(
+        False,
+        description="no query finds the passage that has its id, as BEIR has it, and mteb for ArguAna and Quora; not "
+        "where ids of both are numbers",
+    )
 
 
 class StsFile(BaseModel):

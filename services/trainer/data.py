@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,8 +80,7 @@ class _Mixed:
             self._sources.append(opened)
             self._facts[source.name] = {"kind": source.kind, "weight": source.weight, "examples": opened.count}
             self._facts[source.name]["rows_left_out"] = dropped
-        every = sum(steps_per_epoch(source.count, self._size) for source in self._sources)
-        self.total_steps = mixture.max_steps or config.num_train_epochs * every
+        self.total_steps = mixture.max_steps or config.num_train_epochs * self._steps_of_an_epoch()
 
     def batches(self, start: Position) -> Iterator[tuple[list[Example], Position]]:
         done = Counter[int]()
@@ -102,6 +102,18 @@ class _Mixed:
         else:
             records, task_description = 0, max(datasets, key=lambda source: source.weight).task_description
         return {"records": records, "sources": sources, "task_description": task_description}
+
+    def _steps_of_an_epoch(self) -> int:
+        """As many as hold FRet once at its weight; without it every source once.
+
+        The datasets beside FRet may be a thousand times its size: all of them once would be FRet a hundred times.
+        """
+        steps = [steps_per_epoch(source.count, self._size) for source in self._sources]
+        weights = {source.name: source.weight for source in self._mixture.sources}
+        for source, of_source in zip(self._mixture.sources, steps, strict=True):
+            if isinstance(source, FretSource):
+                return ceil(of_source * sum(weights.values()) / source.weight)
+        return sum(steps)
 
     def _drawn(self, steps: int) -> Iterator[int]:
         return islice(source_draws([source.weight for source in self._mixture.sources], self._seed), steps)

@@ -2,8 +2,9 @@
 
 The exported weights are share · tuned + (1 − share) · base (WiSE-FT, arXiv 2109.01903), the share the one that finds
 the held-out records' positives best. A share of 0 is the base itself: the training did not help, and the card says so.
-The queries are synthetic, as those trained on are: they tell when a training forgets, not whether its queries are
-like people's.
+The base is also measured with its own prompts, where the training has others: a base that was never shown those is
+worse with them than it is. The queries are synthetic, as those trained on are: they tell when a training forgets, not
+whether its queries are like people's.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from services.trainer.config import TrainingConfig
+from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.encoder import encode, tokenize
 from services.trainer.mixture import Record, RecordSource, make_example
+from services.trainer.prompts import put_before
 
 MOST_QUERIES = 200
 FEWEST_QUERIES = 20  # with fewer a share is chosen by chance: none are held out
@@ -72,7 +74,8 @@ def choose_share(
 ) -> dict[str, Any]:
     """Leaves `model` with the best share of its tuned weights, and returns that share and each one's nDCG@10.
 
-    Of equal ones the largest: what was learnt is not given away for nothing.
+    Of equal ones the largest: what was learnt is not given away for nothing. Where none is better than the base with
+    its own prompts, `model` is that base, and "written" among what is returned says so.
 
     Args:
         model: the tuned one.
@@ -85,12 +88,19 @@ def choose_share(
         mix(model, tuned, base, share)
         found[share] = _ndcg_at_10(model, *texts, config)
     best = max(SHARES, key=lambda share: (found[share], share))
-    mix(model, tuned, base, best)
-    return {
-        "interpolation": best,
+    facts: dict[str, Any] = {
         "development_queries": len(held_out),
         "development_ndcg@10": {f"{share:g}": round(value, 4) for share, value in found.items()},
     }
+    if config.prompts != Prompts.OWN:
+        as_it_is = config.model_copy(update={"prompts": Prompts.OWN})
+        mix(model, tuned, base, 0.0)
+        of_base = _ndcg_at_10(model, *_texts(held_out, as_it_is), as_it_is)
+        facts["development_ndcg@10"]["base_with_own_prompts"] = round(of_base, 4)
+        if of_base > found[best]:
+            return {"interpolation": 0.0, "written": Prompts.OWN.value, **facts}
+    mix(model, tuned, base, best)
+    return {"interpolation": best, **facts}
 
 
 def mix(model: SentenceTransformer, tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], share: float) -> None:
@@ -127,8 +137,10 @@ def _ndcg_at_10(
     rows: Sequence[int],
     config: TrainingConfig,
 ) -> float:
-    asked = encode(model, tokenize(model, queries, config.query_max_len))
-    scores = asked @ encode(model, tokenize(model, passages, config.passage_max_len)).T  # (Q, N)
+    before = put_before(model, config)
+    asked = encode(model, tokenize(model, [before.query + text for text in queries], config.query_max_len))
+    found = encode(model, tokenize(model, [before.document + text for text in passages], config.passage_max_len))
+    scores = asked @ found.T  # (Q, N)
     own = scores.gather(1, torch.tensor(rows, device=scores.device)[:, None])
     # of equal scores the positive's comes last: a model to which all texts are alike finds nothing
     ranks = (scores >= own).sum(dim=1).tolist()

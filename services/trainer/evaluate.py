@@ -103,7 +103,7 @@ def evaluate(
 def _read(data: BeirFolder | StsFile | ClassificationFolder | MtebTasks) -> Judged:
     match data:
         case BeirFolder():
-            return Retrieval(read_beir(Path(data.path), data.split))
+            return Retrieval(read_beir(Path(data.path), data.split), data.ignore_identical_ids)
         case StsFile():
             return read_sts(Path(data.path))
         case ClassificationFolder():

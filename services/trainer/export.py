@@ -19,10 +19,7 @@ from services.trainer.checkpoint import rename_durably
 from services.trainer.config import TrainingConfig
 from services.trainer.model_card import FACTS_FILE, write_model_card
 from services.trainer.onnx_file import write_onnx
-from shared.text_format import format_passage, query_prompt
-
-# `encode_document` puts this before a text without a title; one with a title is written by text_format.format_passage
-DOCUMENT_PROMPT = format_passage("", "")
+from services.trainer.prompts import exported_prompts
 
 
 def export_model(
@@ -34,11 +31,7 @@ def export_model(
         facts: what the model card says of the training; `task_description` is also the query prompt's.
         dims: the Matryoshka dimensions, the full one included.
     """
-    gecko = config.prompts == "gecko"
-    model.prompts = {
-        "query": query_prompt(facts["task_description"]) if gecko else "",
-        "document": DOCUMENT_PROMPT if gecko else "",
-    }
+    model.prompts = exported_prompts(model, config, facts["task_description"])
     model.similarity_fn_name = "cosine"
     model.max_seq_length = max(model.max_seq_length or 0, config.query_max_len, config.passage_max_len)
     transformer = model.transformers_model
@@ -53,6 +46,7 @@ def export_model(
         write_onnx(model, unfinished)
     stored = {
         **facts,
+        "prompts": {name: model.prompts[name] for name in ("query", "document")},
         "config": config.model_dump(mode="json"),
         "dims": sorted(dims, reverse=True),
         "plain_mean": _is_plain_mean(model),

@@ -51,6 +51,7 @@ class Example:
     negatives: tuple[str, ...]
     same_tower_negatives: bool
     in_batch_negatives: bool = True
+    symmetric: bool = False  # targets stand behind the queries' prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class RecordSource(Protocol):
 
 
 def format_passage_text(prompts: str, title: str, text: str) -> str:
-    """A passage as a model with these prompts ("gecko" or "none") reads it."""
+    """A passage as a model with these prompts reads it; `own` ones are put before it later."""
     return format_passage(title, text) if prompts == "gecko" else f"{title} {text}".strip()
 
 

@@ -168,7 +168,10 @@ class Mixture(_Frozen):
 
     sources: tuple[Source, ...] = Field(min_length=1)
     max_steps: int | None = Field(
-        None, ge=1, description="steps in all; if left out, as many as hold every source once, times num_train_epochs"
+        None,
+        ge=1,
+        description="steps in all; if left out, as many as hold FRet once (without it: every source once), times "
+        "num_train_epochs",
     )
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from shared.text_format import format_passage, format_query
+from shared.text_format import format_passage
 
 FACTS_FILE = "training.json"
 FOLDER = "path/to/this/folder"
@@ -26,7 +26,7 @@ def render(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> st
     facts = dict(facts)
     config, dims = dict(facts.pop("config")), facts.pop("dims")
     mixture, sources = config.pop("mixture", None), facts.pop("sources", {})
-    plain_mean = facts.pop("plain_mean", False)
+    plain_mean, prompts = facts.pop("plain_mean", False), facts.pop("prompts")
     base = config["model_name_or_path"]
     return f"""---
 library_name: sentence-transformers
@@ -42,12 +42,12 @@ dimensions and normalised again (Matryoshka). Made by Fretwork, an open implemen
 
 ## Use
 
-{_use(config["prompts"] == "gecko", facts.get("task_description", ""), dims, plain_mean, config.get("onnx", False))}
+{_use(prompts, dims, plain_mean, config.get("onnx", False))}
 
 ## Effect
 
 {_effect(evaluation)}
-{_development(facts)}
+{_development(facts, config["interpolation"])}
 
 ## Data
 
@@ -68,10 +68,10 @@ dimensions and normalised again (Matryoshka). Made by Fretwork, an open implemen
 """
 
 
-def _use(gecko: bool, task_description: str, dims: Sequence[int], plain_mean: bool, onnx: bool) -> str:
+def _use(prompts: Mapping[str, str], dims: Sequence[int], plain_mean: bool, onnx: bool) -> str:
     """Lines to copy, one loader after the other; tests run them as they stand."""
     query, passage = "how to open a file", "open(path) returns a file object."
-    texts = [format_query(task_description, query), format_passage("", passage)] if gecko else [query, passage]
+    texts = [prompts["query"] + query, prompts["document"] + passage]
     # a quote would end the shell's string, and JSON has another way to write one
     asked = {"model": FOLDER, "input": texts, "dimensions": dims[0], "truncate_prompt_tokens": -1}
     body = json.dumps(asked).replace("'", "\\u0027")
@@ -118,7 +118,7 @@ passages = model.encode_document([{passage!r}])
 print(model.similarity(queries, passages))
 ```
 
-{_format_note(gecko)}
+{_format_note(prompts)}
 {in_transformers if plain_mean else ""}{in_onnxruntime if plain_mean and onnx else ""}
 With vLLM 0.32 or later (0.23 pools a folder like this wrongly and does not say so: vllm #45995), `vllm serve {FOLDER}
 --runner pooling`. It puts no prompt before a text, and refuses one that is too long unless told to cut it:
@@ -129,13 +129,18 @@ curl http://127.0.0.1:8000/v1/embeddings --header 'content-type: application/jso
 ```"""
 
 
-def _format_note(gecko: bool) -> str:
-    if not gecko:
-        return "Texts are given as they are; a passage with a title is `title text`."
-    return (
-        "`encode_query` writes `task: {task description} | query: {query}`, `encode_document` writes\n"
-        '`title: none | text: {text}`. A passage with a title is `title: {title} | text: {text}`, with `prompt=""`.'
-    )
+def _format_note(prompts: Mapping[str, str]) -> str:
+    if prompts["document"] == format_passage("", ""):
+        return (
+            "`encode_query` writes `task: {task description} | query: {query}`, `encode_document` writes\n"
+            '`title: none | text: {text}`. A passage with a title is `title: {title} | text: {text}`, with `prompt=""`.'
+        )
+    if prompts["query"] or prompts["document"]:
+        return (
+            f"`encode_query` puts `{prompts['query']}` before a query, and `encode_document`\n"
+            f"`{prompts['document']}` before a passage. A passage with a title is `title text`."
+        )
+    return "Texts are given as they are; a passage with a title is `title text`."
 
 
 def _effect(evaluation: Mapping[str, Any] | None) -> str:
@@ -182,19 +187,22 @@ def _mixture(mixture: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> str
     return "\n".join(lines) + "\n"
 
 
-def _development(facts: Mapping[str, Any]) -> str:
-    """What the run's own held-out queries say of the training."""
+def _development(facts: Mapping[str, Any], asked: float | None) -> str:
+    """What the run's own held-out queries say of the training; `asked`: the share that was asked for, if one was."""
     found = facts.get("development_ndcg@10")
     if found is None:
-        return ""
+        why = "the run has fewer than 200 records" if asked is None else "the share of the tuned weights was given"
+        return f"\nNo record was held out ({why}), so nothing here says whether this model is better than its base.\n"
     on = f"On {facts['development_queries']} of the run's own queries, held out from training, nDCG@10 is"
+    of_base = max(found["0"], found.get("base_with_own_prompts", 0.0))
+    of_model = found[format(facts["interpolation"], "g")]
     if facts["interpolation"] == 0:
         return (
-            f"\n**This model is its base, unchanged.** {on} {found['0']:.4f} with the base's weights and "
+            f"\n**This model is its base, unchanged.** {on} {of_base:.4f} with the base's weights and "
             f"{found['1']:.4f} with the tuned ones; no share of them did better than none.\n"
         )
     return (
-        f"\n{on} {found['0']:.4f} with the base's weights and {found[format(facts['interpolation'], 'g')]:.4f} with "
+        f"\n{on} {of_base:.4f} with the base's weights and {of_model:.4f} with "
         f"these, which are {facts['interpolation']:.0%} tuned. The queries are synthetic, like those of the training.\n"
     )
 

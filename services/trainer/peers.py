@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch.distributed as dist
 from torch import Tensor
@@ -23,8 +24,12 @@ class Peers:
 
     @classmethod
     def join(cls, rank: int, size: int, address: str, backend: str) -> Peers:
-        """Meets the others: returns once all are there. `address`: as torch.distributed's init_method has it."""
-        dist.init_process_group(backend, init_method=address, rank=rank, world_size=size)
+        """Meets the others: returns once all are there. `address`: as torch.distributed's init_method has it.
+
+        None waits in vain: whoever starts them ends them all where one fails. So there is as good as no time limit, and
+        the first may read datasets for hours while the others wait.
+        """
+        dist.init_process_group(backend, init_method=address, rank=rank, world_size=size, timeout=timedelta(days=30))
         return cls(rank, size)
 
     def add_up(self, values: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 Equal scores are ordered by passage id, so a figure is a function of model and data. (trec_eval orders ties the other
 way round; among cosines of different texts there are hardly any.) A passage whose id is its query's is ranked like any
-other.
+other, unless such are to be ignored.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Retrieval:
     """Queries, encoded by `encode_query`, that find passages, encoded by `encode_document`."""
 
     data: BeirData
+    ignore_identical_ids: bool = False
     main_metric = METRICS[0]
 
     @property
@@ -62,10 +63,13 @@ class Retrieval:
 
     def _measured(self, queries: Tensor, passages: Tensor) -> Measured:
         passage_ids = [passage.passage_id for passage in self.data.passages]
-        rankings = search(F.normalize(queries, dim=-1), F.normalize(passages, dim=-1))
+        ignored = list(self.data.query_texts) if self.ignore_identical_ids else [None] * len(queries)
+        rankings = search(
+            F.normalize(queries, dim=-1), F.normalize(passages, dim=-1), DEPTH + self.ignore_identical_ids
+        )
         items = [
-            ranking_metrics([passage_ids[index] for index in ranking], grades)
-            for ranking, grades in zip(rankings, self.data.qrels.values(), strict=True)
+            ranking_metrics([passage_ids[index] for index in ranking if passage_ids[index] != other][:DEPTH], grades)
+            for ranking, grades, other in zip(rankings, self.data.qrels.values(), ignored, strict=True)
         ]
         return Measured({metric: sum(item[metric] for item in items) / len(items) for metric in METRICS}, items)
 
@@ -81,15 +85,15 @@ def passage_texts(model: SentenceTransformer, data: BeirData) -> tuple[list[str]
     return [f"{passage.title} {passage.text}".strip() for passage in data.passages], None
 
 
-def search(queries: Tensor, passages: Tensor) -> Iterator[list[int]]:
-    """For each of (Q, D) queries the rows of the DEPTH nearest of (N, D) passages, by exact inner product.
+def search(queries: Tensor, passages: Tensor, depth: int = DEPTH) -> Iterator[list[int]]:
+    """For each of (Q, D) queries the rows of the `depth` nearest of (N, D) passages, by exact inner product.
 
     Equal scores are in the order of the rows.
     """
-    depth = min(DEPTH, len(passages))
+    depth = min(depth, len(passages))
     for part in torch.split(queries, QUERIES_AT_ONCE):
         scores = part @ passages.T
         for row, least in zip(scores, scores.topk(depth).values[:, -1], strict=True):
-            candidates = (row >= least).nonzero().squeeze(1)  # more than DEPTH where the last score is tied
+            candidates = (row >= least).nonzero().squeeze(1)  # more than `depth` where the last score is tied
             order = row[candidates].sort(descending=True, stable=True).indices[:depth]
             yield candidates[order].tolist()

@@ -21,6 +21,8 @@ from shared.errors import InvalidInputError, SettingError
 
 Row = tuple[Where, dict[str, Any]]
 
+csv.field_size_limit(2**24)  # characters; the reader's own limit of 2^17 refuses long passages
+
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 

@@ -111,4 +111,5 @@ def write_example(
         if source.same_tower_negatives is None
         else source.same_tower_negatives,
         in_batch_negatives=source.in_batch_negatives,
+        symmetric=source.symmetric,
     )

@@ -15,6 +15,7 @@ from services.trainer.grad_cache import backward
 from services.trainer.loss import gecko_loss
 from services.trainer.mixture import Example
 from services.trainer.peers import ALONE, Peers
+from services.trainer.prompts import put_before
 
 # Tokens whose activations are held at once: on a CPU about what a batch of 32 pairs has; a GPU has room for more.
 CPU_KEPT_TOKENS, GPU_KEPT_TOKENS = 4096, 65536
@@ -30,10 +31,12 @@ def add_gradient(
     """Adds the gradient of a batch's loss to the weights' and returns that loss; all peers call it with one batch."""
     size = len(batch)
     owners = [row for row, example in enumerate(batch) for _ in example.negatives]
+    before = put_before(model, config)
+    before_targets = before.query if batch[0].symmetric else before.document
+    targets = [*(example.positive for example in batch), *(text for example in batch for text in example.negatives)]
     token_ids = [
-        *tokenize(model, [example.query for example in batch], config.query_max_len),
-        *tokenize(model, [example.positive for example in batch], config.passage_max_len),
-        *tokenize(model, [text for example in batch for text in example.negatives], config.passage_max_len),
+        *tokenize(model, [before.query + example.query for example in batch], config.query_max_len),
+        *tokenize(model, [before_targets + text for text in targets], config.passage_max_len),
     ]
     share = peers.share_of(size)
     mine = [text for text, row in enumerate([*range(size), *range(size), *owners]) if row in share]

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import structlog
 from sqlalchemy import Connection, Table, exists, select, text, update
@@ -38,11 +39,24 @@ log = structlog.get_logger()
 @app.task(name=task_name(Stage.TRAIN))  # type: ignore[untyped-decorator]
 def train(shard_id: str) -> None:
     perform(Stage.TRAIN, shard_id, _train)
+    _tidy(shard_id)
 
 
 @app.task(name=task_name(Stage.EVALUATE))  # type: ignore[untyped-decorator]
 def evaluate(shard_id: str) -> None:
     perform(Stage.EVALUATE, shard_id, _evaluate)
+
+
+def _tidy(shard_id: str) -> None:
+    """Removes what a training needed, checkpoints and all, once its model stands in its place."""
+    with engine().connect() as connection:
+        done = select(shards.c.item_ids).where(shards.c.shard_id == shard_id, shards.c.state == "done")
+        for training_run_id in connection.execute(done).scalar_one_or_none() or ():
+            shutil.rmtree(_folder(training_run_id), ignore_errors=True)
+
+
+def _folder(training_run_id: UUID) -> Path:
+    return settings().home.absolute() / "training" / str(training_run_id)
 
 
 def _train(claim: Claim) -> Output:
@@ -52,7 +66,7 @@ def _train(claim: Claim) -> Output:
         run = find_run(connection, row["run_id"])
         policy = find_policy(connection, run, row["label_version"])
         reviewed = count_reviews(connection, run.run_id, row["label_version"], row["reviews_until"])
-    folder = settings().home.absolute() / "training" / str(training_run_id)
+    folder = _folder(training_run_id)
     earlier = [folder / str(seq) for seq in range(claim.claim_seq - 1, 0, -1)]
     specification = {
         "database_url": settings().require_database_url(),

@@ -25,7 +25,7 @@ from sentence_transformers import SentenceTransformer
 from torch.optim.swa_utils import AveragedModel
 
 from services.trainer.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from services.trainer.config import TrainingConfig
+from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.data import open_data
 from services.trainer.development import choose_share, hold_out, mix
 from services.trainer.encoder import load_model, ready_for_training
@@ -33,6 +33,7 @@ from services.trainer.export import export_model
 from services.trainer.mixture import Position, Record, RecordSource
 from services.trainer.onnx_file import check_can_write_onnx
 from services.trainer.peers import ALONE, Peers
+from services.trainer.prompts import put_before
 from services.trainer.step import add_gradient
 from shared.errors import FretworkError, SettingError
 
@@ -94,6 +95,7 @@ def train(
     torch.manual_seed(config.seed)  # a base may lack weights that its class has, as BERT's pooler: these are drawn
     model = ready_for_training(load_model(config.model_name_or_path))
     weight_by_dim = _checked_dims(config, model)
+    put_before(model, config)
     # the data sees the whole batch, of which each process encodes its share
     whole = {"per_device_train_batch_size": config.per_device_train_batch_size * peers.size}
     held_out, source = hold_out(source) if config.interpolation is None else ([], source)
@@ -166,7 +168,8 @@ def train(
     facts |= _interpolated(model, config, held_out)
     model_dir = work_dir / "model"
     if peers.rank == 0:
-        export_model(model, config, facts, dims=list(weight_by_dim), target=model_dir)
+        written = config.model_copy(update={"prompts": Prompts(facts.pop("written", config.prompts))})
+        export_model(model, written, facts, dims=list(weight_by_dim), target=model_dir)
     return {**facts, "model_dir": str(model_dir)}
 
 

@@ -30,6 +30,7 @@ from shared import lease, ledger
 from shared.database import engine as process_engine
 from shared.errors import FretworkError, InvalidInputError, NotDoneError
 from shared.records import LLMConfig, RunConfig, query_id
+from shared.reviews import save_review
 from shared.runs import Run, find_run, start_run
 from shared.schema import evaluations, fret_records, label_versions, queries, shards, training_runs
 from shared.settings import settings
@@ -164,6 +165,9 @@ def test_the_papers_table(engine: Engine, run: Run, beir: BeirFolder, training: 
     output = tmp_path / "models"
     output.mkdir()
     finished(engine, run)
+    with engine.begin() as connection:  # a review is of one labelling: the recipes compare the labellings as they are
+        dropped = connection.execute(select(fret_records.c.query_id).limit(1)).scalar_one()
+        save_review(connection, run, 1, dropped, "dropped")
     result = run_ablation(engine, run, training, beir, output)
 
     assert result["llm_tokens"] == 0
@@ -181,6 +185,7 @@ def test_the_papers_table(engine: Engine, run: Run, beir: BeirFolder, training: 
     assert len({(row.policy["positive"], row.policy["negative"]) for row in stored}) == len(stored) == 4
     assert Counter(row.config["hard_negatives"] for row in trained) == {True: 4, False: 2}
     assert {row.config["interpolation"] for row in trained} == {1.0}
+    assert {row.result["examples"] for row in trained} == {QUERIES}
     assert len(measured) == 1 + 5  # the base, and each but the first, which is the others' baseline
 
     weights = {(output / recipe.name / "model.safetensors").read_bytes() for recipe in RECIPES}

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from sentence_transformers import SentenceTransformer
 from sqlalchemy import Engine, create_engine, insert
@@ -196,6 +197,37 @@ def test_ends_when_its_parent_is_gone(specification: dict[str, Any]) -> None:
         assert child.process.stdin is not None
         child.process.stdin.close()
         assert child.process.wait(10) == 3
+
+
+def together(specification: dict[str, Any], work_dir: Path, **changes: object) -> dict[str, Any]:
+    """Two processes on the CPU, as on a machine with two GPUs."""
+    of_one = {**specification["config"], "per_device_train_batch_size": 4, **changes}
+    return {**specification, "work_dir": str(work_dir), "processes": 2, "config": of_one}
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_their_batch(specification: dict[str, Any], tmp_path: Path) -> None:
+    with Child("train", specification) as child:
+        alone = list(child.lines())[-1]
+    with Child("train", together(specification, tmp_path / "2")) as child:
+        both = list(child.lines())[-1]
+        assert child.process.wait(10) == 0
+    assert (both["type"], both["steps"], both["examples"]) == ("result", alone["steps"], alone["examples"])
+    assert both["last_loss"] == pytest.approx(alone["last_loss"], rel=0.02)  # bfloat16, where the processor has it
+    assert SentenceTransformer(both["model_dir"]).encode("sort a list").shape == (32,)
+
+
+def test_one_of_two_processes_that_is_killed_ends_the_training_with_its_name(
+    specification: dict[str, Any], tmp_path: Path
+) -> None:
+    with Child("train", together(specification, tmp_path / "2", num_train_epochs=100_000)) as child:
+        lines = child.lines()
+        next(line for line in lines if line["type"] == "progress")
+        (peer,) = psutil.Process(child.process.pid).children()
+        peer.kill()
+        (error,) = (line for line in lines if line["type"] == "error")
+        assert child.process.wait(10) == 1
+    assert error["message"] == "the training's process 1 was killed by SIGKILL"
 
 
 def test_an_error_is_the_last_line(specification: dict[str, Any]) -> None:

@@ -46,10 +46,11 @@ def test_the_share_that_finds_most_is_kept(base: str) -> None:
     with torch.no_grad():  # as bad as can be: every text has the same vector
         for weight in other.parameters():
             weight.zero_()
-    chosen: dict[str, Any] = choose_share(model, other.state_dict(), held_out, config(base))
+    own = config(base, prompts="own")
+    chosen: dict[str, Any] = choose_share(model, other.state_dict(), held_out, own)
     assert chosen["interpolation"] > 0
     assert chosen["development_ndcg@10"][f"{chosen['interpolation']:g}"] == max(chosen["development_ndcg@10"].values())
-    worse = choose_share(other, load_model(base).state_dict(), held_out, config(base))
+    worse = choose_share(other, load_model(base).state_dict(), held_out, own)
     assert worse["interpolation"] < 1
     assert len(worse["development_ndcg@10"]) == len(SHARES)
 
@@ -70,10 +71,34 @@ def test_the_card_says_what_the_held_out_queries_found() -> None:
     facts = {
         "config": TrainingConfig().model_dump(mode="json"),
         "dims": [384],
+        "prompts": {"query": "", "document": ""},
         "interpolation": 0.5,
         "development_queries": 40,
         "development_ndcg@10": {"1": 0.6, "0.5": 0.7, "0": 0.65},
     }
     card = render(facts, None)
+    assert "No record was held out" not in card
     assert "On 40 of the run's own queries" in card
     assert "0.6500 with the base's weights and 0.7000 with these, which are 50% tuned" in card
+
+
+@pytest.mark.parametrize(("given", "why"), [(None, "fewer than 200 records"), (1.0, "the tuned weights was given")])
+def test_the_card_says_where_nothing_was_held_out(base: str, tmp_path: Path, given: float | None, why: str) -> None:
+    train(config(base, num_train_epochs=1, interpolation=given), records(16), tmp_path)
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "No record was held out" in card
+    assert why in card
+
+
+def test_a_base_that_is_better_with_its_own_prompts_is_handed_over_with_them(base: str, tmp_path: Path) -> None:
+    # six tokens of `task: search result | query: …` are the same for every query
+    facts = train(config(base, num_train_epochs=1, query_max_len=6), records(10 * FEWEST_QUERIES), tmp_path)
+    scores = facts["development_ndcg@10"]
+    assert scores["base_with_own_prompts"] > max(scores[f"{share:g}"] for share in SHARES)
+    assert facts["interpolation"] == 0
+    handed = load_model(facts["model_dir"])
+    assert handed.prompts == {"query": "", "document": ""}
+    before = load_model(base).state_dict()
+    assert all(torch.equal(weight, before[name]) for name, weight in handed.state_dict().items())
+    card = (Path(facts["model_dir"]) / "README.md").read_text()
+    assert f"{scores['base_with_own_prompts']:.4f} with the base's weights" in card

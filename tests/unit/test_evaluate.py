@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from cli.models.command import comparison_table
-from services.trainer.config import BeirFolder, EvaluationConfig, MtebTasks
+from services.trainer.config import BeirFolder, EvaluationConfig, MtebTasks, TrainingConfig
 from services.trainer.embed import embed
 from services.trainer.evaluate import evaluate
 from services.trainer.model_card import render
@@ -127,14 +127,29 @@ def test_equal_scores_are_in_the_order_of_the_rows() -> None:
         assert found == [row + 5 * copy for row in best[:2] for copy in range(60)][:100]
 
 
+@pytest.mark.parametrize(("ignored", "rank"), [(False, 2), (True, 1)])
+def test_a_query_may_be_kept_from_the_passage_of_its_id(base: str, tmp_path: Path, ignored: bool, rank: int) -> None:
+    """As in ArguAna, whose queries are passages themselves."""
+    texts = {"a": "sort a list by key", "b": "sort a list", "c": "the path of a file"}
+    lines = "".join(json.dumps({"_id": id_, "text": text}) + "\n" for id_, text in texts.items())
+    for name in ("corpus", "queries"):
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\na\tb\t1\n")
+    data = BeirFolder(path=str(tmp_path), ignore_identical_ids=ignored)
+    figures = evaluate(EvaluationConfig(model=base, data=data))["dims"]["32"]
+    assert figures["mrr@10"] == 1 / rank
+
+
 def test_refuses_a_dimension_that_a_model_lacks(base: str, beir_dir: str) -> None:
     with pytest.raises(SettingError, match=r"cannot measure at 64 dimensions.*has 32"):
         evaluate(EvaluationConfig(model=base, data=BeirFolder(path=beir_dir), dims=(64, 8)))
 
 
 def test_the_card_shows_before_and_after(base: str, other: str, beir_dir: str) -> None:
-    config = {"model_name_or_path": "b", "prompts": "gecko", "query_max_len": 1, "passage_max_len": 2}
-    facts = {"run": "demo-1", "config": config, "dims": [32]}
+    prompts = {"query": "", "document": ""}
+    config = TrainingConfig(model_name_or_path="b").model_dump(mode="json")
+    facts = {"run": "demo-1", "config": config, "dims": [32], "prompts": prompts}
     report = evaluate(EvaluationConfig(model=other, baseline=base, data=BeirFolder(path=beir_dir)))
     card = render(facts, report)
     before, after = (of["32"]["ndcg@10"] for of in (report["baseline"]["dims"], report["dims"]))

@@ -116,3 +116,9 @@ def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
 def test_a_split_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"cannot be read.*dev"):
         list(read_rows(source(save_splits(tmp_path), split="dev")))
+
+
+def test_a_csv_file_may_hold_long_passages(tmp_path: Path) -> None:
+    long = "word " * 100_000
+    (tmp_path / "x.csv").write_text(f"query,positive\nq,{long}\n")
+    assert [row for _, row in read_rows(source(tmp_path / "x.csv"))] == [{"query": "q", "positive": long}]

@@ -118,7 +118,7 @@ def test_a_mixture_resumes_to_the_same_losses_and_weights(base: str, tmp_path: P
     source = dataset_source("classification", jsonl(tmp_path / "labelled.jsonl", labelled), same_tower_negatives=False)
     mixed = config(base, mixture=Mixture(sources=(FretSource(kind="fret"), source)))
     whole = run(mixed, tmp_path / "whole")
-    assert len(whole) == 2 * (6 + 3)
+    assert len(whole) == 2 * (6 + 6)  # FRet's and as many of the other
     before = run(mixed, tmp_path / "1", stop_after=8)
     (tmp_path / "labelled.jsonl").unlink()  # what the first attempt has read is kept
     after = run(mixed, tmp_path / "2", resume_from=tmp_path / "1")
@@ -130,7 +130,7 @@ def test_a_mixture_resumes_to_the_same_losses_and_weights(base: str, tmp_path: P
     facts = json.loads((tmp_path / "2" / "model" / "training.json").read_text())
     batches = facts["sources"]["classification"]["batches"]
     assert row.endswith(f"| task of classification | 1.0 | {batches} | 20 | none |")
-    assert batches + facts["sources"]["fret"]["batches"] == 18
+    assert batches + facts["sources"]["fret"]["batches"] == 24
 
 
 def test_keeps_the_last_two_checkpoints(base: str, tmp_path: Path) -> None:

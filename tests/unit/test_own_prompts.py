@@ -1,0 +1,97 @@
+"""A base that has prompts of its own is trained with them, and keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+
+from services.trainer.config import Prompts, TrainingConfig
+from services.trainer.mixture_config import FretSource, Mixture
+from services.trainer.prompts import PutBefore, exported_prompts, put_before
+from services.trainer.train import train
+from shared.errors import SettingError
+from tests.records_in_memory import Records
+from tests.unit.datasets_in_files import LABELLED, dataset_source, jsonl
+from tests.unit.test_train import config, records
+from tests.unit.tiny_model import make_tiny_model
+
+OWN = PutBefore("sort file ", "list path ")
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_tiny_model(tmp_path_factory.mktemp("bare"))
+
+
+@pytest.fixture(scope="module")
+def base(bare: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    model = SentenceTransformer(bare)
+    model.prompts = {"query": OWN.query, "document": OWN.document, "other": "x"}
+    folder = tmp_path_factory.mktemp("prompted") / "base"
+    model.save_pretrained(str(folder))
+    return str(folder)
+
+
+def test_it_trains_as_on_texts_that_have_the_prompts_in_them(base: str, bare: str, tmp_path: Path) -> None:
+    plain = records(24).page(None, 24)
+    by_hand = Records(
+        [
+            replace(
+                record,
+                query_text=OWN.query + record.query_text,
+                positive=replace(record.positive, text=OWN.document + record.positive.text),
+                negatives=tuple(replace(p, text=OWN.document + p.text) for p in record.negatives),
+            )
+            for record in plain
+        ]
+    )
+    own = train(config(base, prompts="own"), Records(plain), tmp_path / "own")
+    written = train(config(bare, prompts="none"), by_hand, tmp_path / "written")
+    assert own["first_loss"] == written["first_loss"]
+    assert own["last_loss"] == written["last_loss"]
+    model = SentenceTransformer(own["model_dir"])
+    assert model.prompts["query"] == OWN.query
+    assert model.prompts["document"] == OWN.document
+    assert f"`{OWN.query}` before a query" in (Path(own["model_dir"]) / "README.md").read_text()
+
+
+def test_symmetric_targets_stand_behind_the_queries_prompt(base: str, bare: str, tmp_path: Path) -> None:
+    def first_loss(name: str, model: str, prompts: str, prompt: str) -> float:
+        rows = [{"text": prompt + row["text"], "label": row["label"]} for row in LABELLED]
+        source = dataset_source("classification", jsonl(tmp_path / f"{name}.jsonl", rows))
+        mixed = config(model, prompts=prompts, mixture=Mixture(sources=(source,)), num_train_epochs=1)
+        found: float = train(mixed, records(), tmp_path / name)["first_loss"]
+        return found
+
+    assert first_loss("own", base, "own", "") == first_loss("written", bare, "none", OWN.query)
+
+
+def test_a_base_whose_vectors_leave_its_prompts_out_is_refused(base: str) -> None:
+    model = SentenceTransformer(base)
+    assert put_before(model, TrainingConfig()) == OWN
+    assert put_before(model, TrainingConfig(prompts=Prompts.NONE)) == PutBefore()
+    (pooling,) = (module for module in model if isinstance(module, Pooling))
+    pooling.include_prompt = False
+    with pytest.raises(SettingError, match="leaves its prompts out of its vectors"):
+        put_before(model, TrainingConfig(model_name_or_path="base"))
+
+
+def test_geckos_prompts_have_mtebs_names_for_symmetric_data(bare: str, tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "rows.jsonl", [])
+    sources = (
+        FretSource(kind="fret"),
+        dataset_source("pair", file),
+        dataset_source("classification", file),
+        dataset_source("nli", file),
+    )
+    gecko = TrainingConfig(prompts=Prompts.GECKO, mixture=Mixture(sources=sources))
+    assert exported_prompts(SentenceTransformer(bare), gecko, "search result") == {
+        "query": "task: search result | query: ",
+        "document": "title: none | text: ",
+        "Classification": "task: task of classification | query: ",
+        "STS": "task: task of nli | query: ",
+    }
