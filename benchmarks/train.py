@@ -26,7 +26,7 @@ from benchmarks.results_file import RESULTS, ROOT, figure, write
 from benchmarks.triplets import write_triplets
 
 # what is tried to make sentence-transformers fast, each with bf16 where the processor has it (benchmarks/trainers.py)
-ST_SETTINGS = ("default", "fast", "fast-uncached", "fast-uncached-eager")
+ST_SETTINGS = ("default", "fast", "fast-uncached", "fast-uncached-eager", "fast-uncached-eager-nodropout")
 
 
 def measured(what: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 python -m benchmarks.trainers ours|st:SETTINGS|encode FOLDER
 
 Settings of sentence-transformers' trainer: `default`; `fast`, in bfloat16 where the processor has it, as Fretwork's
-trainer is; and then `uncached`, without GradCache, and `eager`, with the attention that is fastest to train with on a
-CPU.
+trainer is; and then `uncached`, without GradCache, `eager`, with the attention that is fastest to train with on a CPU,
+and `nodropout`, which takes a quarter less time, and which Fretwork's trainer does without.
 """
 
 from __future__ import annotations
@@ -90,8 +90,10 @@ def theirs(
     triplets: Sequence[Triplet], given: argparse.Namespace, work: Path, settings: str
 ) -> tuple[SentenceTransformer, float]:
     asked = TrainingConfig()
-    attention = {"model_kwargs": {"attn_implementation": "eager"}} if "eager" in settings else {}
-    model = SentenceTransformer(resolve_model(given.model), **attention)
+    kinds: dict[str, Any] = {"model_kwargs": {"attn_implementation": "eager"}} if "eager" in settings else {}
+    if "nodropout" in settings:
+        kinds["config_kwargs"] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = SentenceTransformer(resolve_model(given.model), **kinds)
     model.max_seq_length = given.max_len
     kind = MultipleNegativesRankingLoss if "uncached" in settings else CachedMultipleNegativesRankingLoss
     trainer = SentenceTransformerTrainer(

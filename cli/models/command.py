@@ -17,7 +17,7 @@ from cli.models.mixture_file import read_mixture
 from cli.models.options import DEFAULTS, described
 from cli.models.queued import evaluate_and_watch
 from cli.watch import watch_shard
-from services.trainer.config import BeirFolder, EvaluationConfig, TrainingConfig
+from services.trainer.config import EvaluationConfig, TrainingConfig
 from services.trainer.model_card import FACTS_FILE, write_model_card
 from shared.errors import InvalidInputError, NotDoneError, SettingError
 from shared.labels import find_policy
@@ -137,10 +137,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="with --beir: which qrels of the folder")] = "test",
     ignore_identical_ids: Annotated[
         bool,
-        typer.Option(
-            "--ignore-identical-ids",
-            help="with --beir: " + (BeirFolder.model_fields["ignore_identical_ids"].description or ""),
-        ),
+        typer.Option("--ignore-identical-ids", help="with --beir: no query finds the passage that has its own id"),
     ] = False,
     card: Annotated[
         bool, typer.Option("--card", help="with --beir: put the figures into the model's card, README.md")

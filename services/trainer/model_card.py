@@ -34,7 +34,7 @@ pipeline_tag: sentence-similarity
 tags: [sentence-transformers, feature-extraction, sentence-similarity, matryoshka, fretwork]
 ---
 
-# {base}, tuned on FRet records
+# {base}, tuned{" on FRet records" if facts.get("records") else ""}
 
 A text-embedding model: vectors of {dims[0]} dimensions, compared by cosine, which may be cut to {_listed(dims[1:])}
 dimensions and normalised again (Matryoshka). Made by Fretwork, an open implementation of Gecko (arXiv 2403.20327), from
