@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Engine, Table, create_engine, event, text
+from sqlalchemy import ARRAY, ColumnElement, Connection, Engine, Table, any_, create_engine, event, literal, text
 
 from shared.migrate import check_version
 from shared.settings import settings
@@ -43,6 +43,11 @@ def _let_go_of_the_frozen(connection: Any, _: Any) -> None:
         f"SET tcp_keepalives_idle = {TCP_IDLE_S}; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
     )
     connection.commit()
+
+
+def one_of(column: ColumnElement[Any], values: Collection[Any]) -> ColumnElement[bool]:
+    """Whether the column has one of the values: `IN` as one parameter, for PostgreSQL takes 65,535 in a statement."""
+    return column == any_(literal(list(values), ARRAY(column.type)))
 
 
 def insert_rows(
