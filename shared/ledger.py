@@ -41,6 +41,10 @@ RETRY_AFTER_FAILURE_S = 5.0
 _NOT_PAUSED = (
     "NOT (stage = ANY(:run_stages) AND run_id IN (SELECT run_id FROM runs WHERE state IN ('paused', 'cancelled')))"
 )
+_NOTHING_OPEN = (
+    "NOT EXISTS (SELECT FROM shards WHERE shards.run_id = runs.run_id AND shards.stage = ANY(:stages) "
+    "AND shards.state IN ('waiting', 'ready', 'claimed'))"
+)
 HOPELESS = (IndexIncompleteError, InvalidInputError, SettingError)  # trying again cannot mend these
 
 
@@ -352,20 +356,25 @@ def open_barriers(connection: Connection) -> int:
 
 
 def finish_runs(connection: Connection) -> list[UUID]:
-    """running or paused -> done for the runs that have no open shard."""
+    """running or paused -> done for the runs that have no open shard.
+
+    A run that somebody acts on in this moment waits for the next time.
+    """
+    candidates = connection.execute(
+        text(
+            f"SELECT run_id FROM runs WHERE state IN ('running', 'paused') AND {_NOTHING_OPEN} "  # noqa: S608 - our own
+            "FOR NO KEY UPDATE SKIP LOCKED"
+        ),
+        {"stages": list(RUN_STAGES)},
+    )
     return list(
         connection.execute(
             text(
-                """
-                UPDATE runs SET state = 'done', finished_at = now(), paused_reason = NULL
-                WHERE state IN ('running', 'paused') AND NOT EXISTS (
-                    SELECT FROM shards WHERE shards.run_id = runs.run_id AND shards.stage = ANY(:stages)
-                      AND shards.state IN ('waiting', 'ready', 'claimed')
-                )
-                RETURNING run_id
-                """
+                "UPDATE runs SET state = 'done', finished_at = now(), paused_reason = NULL "  # noqa: S608 - our own
+                # looked at again: before the lock was ours, `retry` may have opened some
+                f"WHERE run_id = ANY(:candidates) AND {_NOTHING_OPEN} RETURNING run_id"
             ),
-            {"stages": list(RUN_STAGES)},
+            {"candidates": list(candidates.scalars()), "stages": list(RUN_STAGES)},
         ).scalars()
     )
 
@@ -455,6 +464,8 @@ def retry(connection: Connection, run_id: UUID, shard_id: UUID | None = None) ->
 
     What counts against them starts anew. A done run is running again; a paused or cancelled one stays as it is.
     """
+    # before the shards: or `finish_runs`, which cannot see them yet, would end the run
+    connection.execute(text("SELECT FROM runs WHERE run_id = :run_id FOR NO KEY UPDATE"), {"run_id": run_id})
     retried = connection.execute(
         text(
             "UPDATE shards SET state = CASE WHEN stage = ANY(:behind) THEN 'waiting' ELSE 'ready' END, "

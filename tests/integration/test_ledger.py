@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -408,6 +409,31 @@ def test_a_finished_run_is_done_and_not_before(engine: Engine, run: Run) -> None
         assert find_run(connection, "latest").run_id == run.run_id
         with pytest.raises(NotFoundError, match="run list"):
             find_run(connection, "no-such-run")
+
+
+@pytest.mark.parametrize("retry_first", [True, False])
+def test_a_run_does_not_end_while_its_dead_shards_are_put_back(engine: Engine, run: Run, retry_first: bool) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE shards SET state = 'dead'"))
+
+    def retry() -> int:
+        with engine.begin() as connection:
+            return ledger.retry(connection, run.run_id)
+
+    if retry_first:
+        with engine.begin() as retrying, engine.begin() as finishing:
+            assert ledger.retry(retrying, run.run_id) == 6
+            assert ledger.finish_runs(finishing) == []
+    else:
+        with ThreadPoolExecutor(1) as pool:
+            with engine.begin() as finishing:
+                assert ledger.finish_runs(finishing) == [run.run_id]
+                retried = pool.submit(retry)
+                with suppress(TimeoutError):  # it waits for the run
+                    retried.result(timeout=0.5)
+            assert retried.result(timeout=10) == 6
+    with engine.connect() as connection:
+        assert find_run(connection, run.name).state == "running"
 
 
 def test_the_same_policy_is_the_same_label_version(engine: Engine, run: Run) -> None:
