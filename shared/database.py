@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Engine, Table, create_engine, event, text
+import psycopg
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    Engine,
+    ExceptionContext,
+    Table,
+    any_,
+    create_engine,
+    event,
+    literal,
+    text,
+)
 
 from shared.migrate import check_version
 from shared.settings import settings
@@ -16,10 +29,30 @@ TCP_IDLE_S = 30  # and 15 more until a connection that nobody answers counts as 
 
 
 def make_engine(database_url: str) -> Engine:
-    """An engine whose connections are checked before use, so that a restarted server is not seen as an error."""
-    return create_engine(
-        database_url, pool_pre_ping=True, pool_size=8, max_overflow=8, connect_args={"connect_timeout": 10}
+    """An engine whose connections are checked before use, so that a restarted server is not seen as an error.
+
+    What its errors say goes into logs and the ledger, so they quote no parameter and no row.
+    """
+    made = create_engine(
+        database_url,
+        pool_pre_ping=True,
+        pool_size=8,
+        max_overflow=8,
+        hide_parameters=True,
+        connect_args={"connect_timeout": 10},
     )
+    event.listen(made, "handle_error", _leave_out_rows)
+    return made
+
+
+def _leave_out_rows(context: ExceptionContext) -> None:
+    """PostgreSQL's own words quote the row in their second half, DETAIL and CONTEXT: the first half is kept."""
+    ours, error = context.sqlalchemy_exception, context.original_exception
+    if ours is None or not isinstance(error, psycopg.Error) or error.diag.message_primary is None:
+        return
+    whole, said = str(error), error.diag.message_primary
+    error.args = (said,)
+    ours.args = tuple(str(part).replace(whole, said) for part in ours.args)
 
 
 @cache
@@ -43,6 +76,11 @@ def _let_go_of_the_frozen(connection: Any, _: Any) -> None:
         f"SET tcp_keepalives_idle = {TCP_IDLE_S}; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
     )
     connection.commit()
+
+
+def one_of(column: ColumnElement[Any], values: Collection[Any]) -> ColumnElement[bool]:
+    """Whether the column has one of the values: `IN` as one parameter, for PostgreSQL takes 65,535 in a statement."""
+    return column == any_(literal(list(values), ARRAY(column.type)))
 
 
 def insert_rows(

@@ -37,7 +37,7 @@ class _Held:
     overdue_at: float
 
 
-_held: dict[UUID, _Held] = {}
+_held: dict[tuple[UUID, int], _Held] = {}  # by shard and claim: a thread that lost a shard may outlast its next claim
 _lock = threading.Lock()
 _stopping = threading.Event()
 _thread: threading.Thread | None = None
@@ -58,19 +58,20 @@ def consumed(queue: str) -> None:
 @contextmanager
 def kept(claim: Claim) -> Iterator[None]:
     """Renews the claim's lease for as long as the block runs."""
+    key = (claim.shard_id, claim.claim_seq)
     with _lock:
-        _held[claim.shard_id] = _Held(claim, time.monotonic() + ROUTES[claim.stage].max_shard_s)
+        _held[key] = _Held(claim, time.monotonic() + ROUTES[claim.stage].max_shard_s)
     try:
         yield
     finally:
         global _last_consumed
         with _lock:
-            _held.pop(claim.shard_id, None)
+            _held.pop(key, None)
             _last_consumed = time.monotonic()  # it was at work until now, and not deaf
 
 
 def in_hand() -> int:
-    """How many shards this process holds."""
+    """How many shards this process works on, one that it lost and has not left yet included."""
     with _lock:
         return len(_held)
 

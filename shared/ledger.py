@@ -36,10 +36,15 @@ MAX_FAILURES = 3
 MAX_LOSSES = 3
 MAX_LOSSES_ALONE = 3  # of a lone item after these, with its process to itself
 MAX_SETBACKS = 3
+MAX_FAILING = 100  # shards of a stage, and a hundredth of what is done: where more fail, it is about no item
 RETRY_AFTER_FAILURE_S = 5.0
 # a training on a run's records is no part of what a pause holds back
 _NOT_PAUSED = (
     "NOT (stage = ANY(:run_stages) AND run_id IN (SELECT run_id FROM runs WHERE state IN ('paused', 'cancelled')))"
+)
+_NOTHING_OPEN = (
+    "NOT EXISTS (SELECT FROM shards WHERE shards.run_id = runs.run_id AND shards.stage = ANY(:stages) "
+    "AND shards.state IN ('waiting', 'ready', 'claimed'))"
 )
 HOPELESS = (IndexIncompleteError, InvalidInputError, SettingError)  # trying again cannot mend these
 
@@ -228,10 +233,13 @@ def release(connection: Connection, held: Claim, error: Exception, delay_s: floa
 
 
 def fail(connection: Connection, held: Claim, error: Exception) -> None:
-    """claimed -> ready after a permanent error, or -> dead at the third; the error stays with the shard.
+    """claimed -> ready after a permanent error; the third halves the shard, or -> dead with its error.
 
-    An error of the input or of a setting does not go away by trying again: dead at the first.
+    It is halved down to the item that it is about, which is dead alone. A half has one try, the lone item three. Where
+    many shards of the stage fail, halving would only make more of them. An error of the input or of a setting does not
+    go away by trying again: dead at the first.
     """
+    hopeless = isinstance(error, HOPELESS)
     _leave_claimed(
         connection,
         held,
@@ -240,11 +248,42 @@ def fail(connection: Connection, held: Claim, error: Exception) -> None:
         "error_type = :error_type, error_message = :error_message, error_traceback = :error_traceback",
         delay_s=RETRY_AFTER_FAILURE_S,
         max_failures=MAX_FAILURES,
-        hopeless=isinstance(error, HOPELESS),
+        hopeless=hopeless,
         error_type=type(error).__name__,
         error_message=_storable(str(error)),
         error_traceback=_storable("".join(traceback.format_exception(error))),
     )
+    if not hopeless and _is_about_an_item(connection, held):
+        _halve(connection, held, failures=MAX_FAILURES - 1)
+
+
+def _is_about_an_item(connection: Connection, failed: Claim) -> bool:
+    """Whether a shard of several items is dead, and not many others of its stage are, or failing."""
+    if failed.run_id is None or len(failed.item_ids) == 1:
+        return False
+    done = sum(
+        count.amount
+        for count in read_counts(connection, failed.run_id)
+        if count.stage == failed.stage and count.what == "done"
+    )
+    most = MAX_FAILING + done // 100
+    state, failing = connection.execute(
+        text(
+            """
+            SELECT state, (
+                SELECT count(*) FROM (
+                    SELECT FROM shards AS other
+                    WHERE other.run_id = shards.run_id AND other.stage = shards.stage
+                      AND other.state IN ('ready', 'claimed', 'dead') AND (other.state = 'dead' OR other.failures > 0)
+                    LIMIT :most + 1
+                ) AS failing
+            )
+            FROM shards WHERE shard_id = :shard_id
+            """
+        ),
+        {"shard_id": failed.shard_id, "most": most},
+    ).one()
+    return bool(state == "dead" and failing <= most)
 
 
 def _storable(message: str) -> str:
@@ -299,17 +338,28 @@ def _divide(connection: Connection, lost: Claim, reason: str, detail: str) -> No
         if lost.stage == Stage.RELABEL and lost.label_version == 1:  # never judged, so no version has a record of it
             _drop_in_other_versions(connection, lost.run_id, lost.item_ids[0])
     else:
-        half = len(lost.item_ids) // 2
-        connection.execute(text("DELETE FROM shards WHERE shard_id = :shard_id"), by_id)
-        halves = add_shards(
-            connection,
-            lost.run_id,
-            lost.stage,
-            [lost.item_ids[:half], lost.item_ids[half:]],
-            parent=lost.shard_id,
-            label_version=lost.label_version,
-        )
-        connection.execute(text("UPDATE shards SET state = 'ready' WHERE shard_id = ANY(:ids)"), {"ids": halves})
+        _halve(connection, lost)
+
+
+def _halve(connection: Connection, whole: Claim, failures: int = 0) -> None:
+    """Puts two ready shards in a shard's place. `failures` is how many a half begins with; a lone item, with none."""
+    half = len(whole.item_ids) // 2
+    connection.execute(text("DELETE FROM shards WHERE shard_id = :shard_id"), {"shard_id": whole.shard_id})
+    halves = add_shards(
+        connection,
+        whole.run_id,
+        whole.stage,
+        [whole.item_ids[:half], whole.item_ids[half:]],
+        parent=whole.shard_id,
+        label_version=whole.label_version,
+    )
+    connection.execute(
+        text(
+            "UPDATE shards SET state = 'ready', failures = CASE WHEN item_count > 1 THEN :failures ELSE 0 END "
+            "WHERE shard_id = ANY(:ids)"
+        ),
+        {"ids": halves, "failures": failures},
+    )
 
 
 def _drop_in_other_versions(connection: Connection, run_id: UUID | None, query_id: UUID) -> None:
@@ -352,20 +402,25 @@ def open_barriers(connection: Connection) -> int:
 
 
 def finish_runs(connection: Connection) -> list[UUID]:
-    """running or paused -> done for the runs that have no open shard."""
+    """running or paused -> done for the runs that have no open shard.
+
+    A run that somebody acts on in this moment waits for the next time.
+    """
+    candidates = connection.execute(
+        text(
+            f"SELECT run_id FROM runs WHERE state IN ('running', 'paused') AND {_NOTHING_OPEN} "  # noqa: S608 - our own
+            "FOR NO KEY UPDATE SKIP LOCKED"
+        ),
+        {"stages": list(RUN_STAGES)},
+    )
     return list(
         connection.execute(
             text(
-                """
-                UPDATE runs SET state = 'done', finished_at = now(), paused_reason = NULL
-                WHERE state IN ('running', 'paused') AND NOT EXISTS (
-                    SELECT FROM shards WHERE shards.run_id = runs.run_id AND shards.stage = ANY(:stages)
-                      AND shards.state IN ('waiting', 'ready', 'claimed')
-                )
-                RETURNING run_id
-                """
+                "UPDATE runs SET state = 'done', finished_at = now(), paused_reason = NULL "  # noqa: S608 - our own
+                # looked at again: before the lock was ours, `retry` may have opened some
+                f"WHERE run_id = ANY(:candidates) AND {_NOTHING_OPEN} RETURNING run_id"
             ),
-            {"stages": list(RUN_STAGES)},
+            {"candidates": list(candidates.scalars()), "stages": list(RUN_STAGES)},
         ).scalars()
     )
 
@@ -399,7 +454,7 @@ def reopen_index(connection: Connection, run_id: UUID) -> int:
     """done -> ready for a run's index shards, where the vector index turned out to have lost points.
 
     Does nothing while one of them is open already: then the index is on its way. A shard whose one item ended with a
-    reason stays done. Raises IndexIncompleteError where dead shards are why the index is short.
+    reason stays done. Raises IndexIncompleteError where dead shards are why the index is short (see `unindexed`).
     """
     counted = connection.execute(
         text("SELECT state, count(*) FROM shards WHERE run_id = :run_id AND stage = 'index' GROUP BY state"),
@@ -408,7 +463,7 @@ def reopen_index(connection: Connection, run_id: UUID) -> int:
     by_state = {row[0]: row[1] for row in counted}
     if by_state.get("ready") or by_state.get("claimed"):
         return 0
-    if by_state.get("dead"):
+    if by_state.get("dead", 0) > _failed_alone(connection, run_id):
         why = connection.execute(
             text(
                 "SELECT error_message FROM shards WHERE run_id = :run_id AND stage = 'index' AND state = 'dead' LIMIT 1"
@@ -432,13 +487,31 @@ def reopen_index(connection: Connection, run_id: UUID) -> int:
     ).rowcount
 
 
-def index_drops(connection: Connection, run_id: UUID) -> int:
-    """How many of a run's passages ended in the index stage, each with its reason."""
-    return int(
-        connection.execute(
-            text("SELECT count(*) FROM drops WHERE run_id = :run_id AND stage = 'index'"), {"run_id": run_id}
-        ).scalar_one()
-    )
+def unindexed(connection: Connection, run_id: UUID) -> int:
+    """How many of a run's passages the index does without: they ended in its stage with a reason, or failed alone."""
+    dropped = connection.execute(
+        text("SELECT count(*) FROM drops WHERE run_id = :run_id AND stage = 'index'"), {"run_id": run_id}
+    ).scalar_one()
+    return int(dropped) + _failed_alone(connection, run_id)
+
+
+def _failed_alone(connection: Connection, run_id: UUID) -> int:
+    """How many passages the index lacks because each of them alone cannot be embedded.
+
+    0 where a shard of several is dead, or more than a tenth of the passages: then it is about none of them, and a run
+    that went on would search an index of the rest.
+    """
+    alone = connection.execute(
+        text(
+            """
+            SELECT CASE WHEN bool_and(item_count = 1) AND 10 * count(*) <= passage_count THEN count(*) ELSE 0 END
+            FROM shards JOIN runs USING (run_id)
+            WHERE run_id = :run_id AND stage = 'index' AND shards.state = 'dead' GROUP BY passage_count
+            """
+        ),
+        {"run_id": run_id},
+    ).scalar_one_or_none()
+    return int(alone or 0)
 
 
 def retrieved(connection: Connection, run_id: UUID) -> int:
@@ -455,6 +528,8 @@ def retry(connection: Connection, run_id: UUID, shard_id: UUID | None = None) ->
 
     What counts against them starts anew. A done run is running again; a paused or cancelled one stays as it is.
     """
+    # before the shards: or `finish_runs`, which cannot see them yet, would end the run
+    connection.execute(text("SELECT FROM runs WHERE run_id = :run_id FOR NO KEY UPDATE"), {"run_id": run_id})
     retried = connection.execute(
         text(
             "UPDATE shards SET state = CASE WHEN stage = ANY(:behind) THEN 'waiting' ELSE 'ready' END, "

@@ -5,16 +5,18 @@ python -m shared.migrate          upgrades the database that FRETWORK_DATABASE_U
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from shared.errors import SchemaVersionError, SettingError
+from shared.errors import FretworkError, SchemaVersionError, SettingError
 from shared.settings import settings
 
 MIGRATION_LOCK = 0x46524554  # "FRET": one migration at a time, whoever starts it
@@ -36,7 +38,8 @@ def head_version() -> str:
 def upgrade(database_url: str) -> None:
     """Brings the schema to this version's, under an advisory lock; does nothing where it is there already.
 
-    Raises SettingError for a database that is not in UTF-8: it could not hold every text.
+    Raises SettingError for a database that is not in UTF-8: it could not hold every text. Raises SchemaVersionError for
+    a schema that this program does not know, as after a step back to an older Fretwork.
     """
     # of an SQL_ASCII database even the server's version would come as bytes, and the sentence below is the better error
     engine = create_engine(database_url, poolclass=NullPool, connect_args={"client_encoding": "utf8"})
@@ -50,7 +53,13 @@ def upgrade(database_url: str) -> None:
             )
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise SchemaVersionError(
+                f"the database was made by a newer Fretwork than this one, whose schema is {head_version()} ({error}): "
+                "update Fretwork, or restore the backup of before that upgrade"
+            ) from error
 
 
 def check_version(engine: Engine) -> None:
@@ -65,4 +74,7 @@ def check_version(engine: Engine) -> None:
 
 
 if __name__ == "__main__":
-    upgrade(settings().require_database_url())
+    try:
+        upgrade(settings().require_database_url())
+    except FretworkError as error:
+        sys.exit(f"error: {error}")

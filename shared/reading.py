@@ -97,6 +97,15 @@ def dead_shards(connection: Connection, run_id: UUID, limit: int, after: UUID | 
     return [DeadShard(**{**row, "stage": Stage(row["stage"])}) for row in rows]
 
 
+def count_dead(connection: Connection, run_id: UUID) -> int:
+    """How many of a run's shards failed for good, of every stage."""
+    return int(
+        connection.execute(
+            text("SELECT count(*) FROM shards WHERE run_id = :run_id AND state = 'dead'"), {"run_id": run_id}
+        ).scalar_one()
+    )
+
+
 def list_records(
     connection: Connection,
     run: Run,

@@ -41,7 +41,7 @@ metadata = MetaData(
 SHARD_STATES = (
     "waiting",  # behind a barrier      -> ready (dispatcher: open_barriers)
     "ready",  # may be claimed          -> claimed (worker: claim)
-    "claimed",  # a worker holds it     -> done (finish), ready (release, reap), dead (fail), split (reap, release)
+    "claimed",  # a worker holds it     -> done (finish), ready, split (release, reap, fail), dead (fail)
     "done",  # its outputs are stored   -> ready (only the index: reopen_index)
     "dead",  # failed too often         -> ready (retry)
 )

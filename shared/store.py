@@ -8,6 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, select
 
+from shared.database import one_of
 from shared.records import Passage, TaskQuery
 from shared.runs import Run
 from shared.schema import corpus_terms, passages, queries
@@ -28,7 +29,7 @@ class StoredQuery:
 def load_passages(connection: Connection, run: Run, passage_ids: Collection[UUID]) -> dict[UUID, Passage]:
     rows = connection.execute(
         select(passages.c.passage_id, passages.c.title, passages.c.text, passages.c.source_id).where(
-            passages.c.corpus_id == run.corpus_id, passages.c.passage_id.in_(passage_ids)
+            passages.c.corpus_id == run.corpus_id, one_of(passages.c.passage_id, passage_ids)
         )
     )
     return {row.passage_id: Passage(*row) for row in rows}
@@ -40,7 +41,7 @@ def load_statistics(connection: Connection, run: Run, terms: Collection[str]) ->
         select(corpus_terms.c.term, corpus_terms.c.document_frequency, corpus_terms.c.collection_frequency).where(
             corpus_terms.c.corpus_id == run.corpus_id,
             corpus_terms.c.version == run.corpus_version,
-            corpus_terms.c.term.in_(terms),
+            one_of(corpus_terms.c.term, terms),
         )
     ).all()
     return CorpusStatistics(
@@ -54,7 +55,7 @@ def load_statistics(connection: Connection, run: Run, terms: Collection[str]) ->
 def load_queries(connection: Connection, run: Run, query_ids: Sequence[UUID]) -> list[StoredQuery]:
     """The queries in the order of `query_ids`."""
     rows = connection.execute(
-        select(queries).where(queries.c.run_id == run.run_id, queries.c.query_id.in_(query_ids))
+        select(queries).where(queries.c.run_id == run.run_id, one_of(queries.c.query_id, query_ids))
     ).mappings()
     found = {
         row["query_id"]: StoredQuery(

@@ -24,7 +24,7 @@ from cli.watch import stages_table, wait_for, watch_run
 from shared import ledger
 from shared.errors import FretworkError, NotFoundError, SettingError
 from shared.progress import conservation, describe, list_runs, stage_progress
-from shared.reading import dead_shards
+from shared.reading import count_dead, dead_shards
 from shared.records import LabelPolicy, RunConfig
 from shared.runs import cancel_run, find_run, find_unfinished, pause_run, resume_run, start_run
 
@@ -253,20 +253,28 @@ def dead(
     run: Annotated[str, typer.Argument(help="the run's name, or `latest`")],
     as_json: Annotated[bool, typer.Option("--json", help="one JSON array")] = False,
 ) -> None:
-    """Show the shards that failed for good: stage, attempts, error and traceback. `retry` puts them back."""
+    """Show the shards that failed for good: stage, attempts, error and traceback. `retry` puts them back.
+
+    At most a thousand of them; how many more there are stands at the end, on standard error.
+    """
     settings: Context = context.obj
     with settings.database() as engine, engine.connect() as connection:
-        found = dead_shards(connection, find_run(connection, run).run_id, limit=1000)
+        of = find_run(connection, run)
+        found = dead_shards(connection, of.run_id, limit=1000)
+        more = count_dead(connection, of.run_id) - len(found)
     if as_json:
         typer.echo(json.dumps([asdict(each) for each in found], default=str))
-        return
-    for each in found:
-        typer.echo(
-            f"{each.shard_id} · {each.stage} · {each.items} items · {each.failures} failures, {each.losses} losses\n"
-            f"{each.error_traceback or f'{each.error_type}: {each.error_message}'}"
-        )
-    if not found:
-        say("no dead shards")
+    else:
+        for each in found:
+            typer.echo(
+                f"{each.shard_id} · {each.stage} · {each.items} items · "
+                f"{each.failures} failures, {each.losses} losses\n"
+                f"{each.error_traceback or f'{each.error_type}: {each.error_message}'}"
+            )
+        if not found:
+            say("no dead shards")
+    if more > 0:
+        say(f"{more:,} more shards of {of.name} are dead: GET /runs/{of.name}/dead has them page by page")
 
 
 @app.command("list")

@@ -30,11 +30,16 @@ log = structlog.get_logger()
 
 
 def loop() -> None:
-    """Ticks for as long as the connection that holds the lock lives."""
+    """Ticks for as long as the connection that holds the lock lives.
+
+    A process that is frozen keeps its connections. The server ends this one where it was not used for a lease, so that
+    the lock goes to whoever waits; continued, or after a tick as long as that, we wait for it again.
+    """
     broker = redis.Redis.from_url(settings().require_broker_url(), socket_timeout=5)
     with engine().connect() as lock_holder:
         lock_holder.execution_options(isolation_level="AUTOCOMMIT")
         lock_holder.detach()  # closed when the block ends, not pooled: the lock must end with it
+        lock_holder.execute(text(f"SET idle_session_timeout = {round(1000 * settings().lease_s)}"))
         while not lock_holder.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": DISPATCHER_LOCK}).scalar_one():
             time.sleep(TICK_S)
         log.info("dispatching")

@@ -31,7 +31,7 @@ def reopen_if_short(run: Run, collection: str) -> None:
     if count >= run.passage_count:
         return
     with engine().begin() as connection:
-        expected = run.passage_count - ledger.index_drops(connection, run.run_id)
+        expected = run.passage_count - ledger.unindexed(connection, run.run_id)
         if count >= expected:
             return
         reopened = ledger.reopen_index(connection, run.run_id)

@@ -78,7 +78,7 @@ def _retrieve(claim: Claim) -> Output:
     vector_index.ensure(own, vectors.shape[1])
     vector_index.upsert(own, claim.item_ids, vectors)
     found = vector_index.nearest(passages, vectors.tolist(), run.config.num_candidates)
-    # a seed whose indexing ended with a reason has no vector, and its queries end in the relabeler with theirs
+    # a seed that could not be indexed has no vector, and its queries end in the relabeler with a reason
     seeds = vector_index.vectors_of(passages, [query.seed_passage_id for query in asked])
     candidates = {
         query.query_id: neighbours.with_seed(nearest, query.seed_passage_id, vector, seeds.get(query.seed_passage_id))

@@ -9,8 +9,10 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Engine, create_engine, text
+from typer.testing import CliRunner, Result
 
 from cli.corpus.store import import_corpus
+from cli.main import app
 from shared import heartbeat, ledger
 from shared.database import engine as process_engine
 from shared.errors import FretworkError, SettingError
@@ -133,6 +135,28 @@ def test_dead_shards_are_seen_by_page_and_put_back_one_by_one_or_all(engine: Eng
     assert claim(engine, last.shard_id) is not None
     with engine.begin() as connection:
         assert ledger.retry(connection, run.run_id) == 2
+
+
+def test_the_command_says_how_many_dead_shards_it_does_not_show(engine: Engine, run: Run) -> None:
+    def dead(*options: str) -> Result:
+        done = CliRunner().invoke(app, ["run", "dead", "ten-1", *options], catch_exceptions=False)
+        assert done.exit_code == 0
+        return done
+
+    assert (dead().stdout, dead().stderr) == ("", "no dead shards\n")
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO shards (shard_id, run_id, stage, state, item_ids, item_count, error_type, error_message) "
+                "SELECT gen_random_uuid(), :id, 'relabel', 'dead', '{}', 0, 'ValueError', 'no' "
+                "FROM generate_series(1, 1003)"
+            ),
+            {"id": run.run_id},
+        )
+    assert len(json.loads(dead("--json").stdout)) == 1000
+    for shown in (dead(), dead("--json")):
+        assert shown.stderr == "3 more shards of ten-1 are dead: GET /runs/ten-1/dead has them page by page\n"
+    assert dead().stdout.count("ValueError: no") == 1000
 
 
 def test_a_worker_is_alive_then_lost_then_forgotten_and_gone_at_once_if_it_ends(engine: Engine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from sqlalchemy import create_engine, text
 
 from tests.servers import until
@@ -63,3 +65,24 @@ def test_of_two_dispatchers_one_works_and_the_other_takes_over(
             assert "dispatching" not in second.read_text()
             working.kill()
             until(lambda: "dispatching" in second.read_text(), 30)
+
+
+def test_a_frozen_dispatcher_loses_its_turn_and_waits_for_the_next(
+    database_url: str, broker_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FRETWORK_LEASE_S", "3")
+    first, second = tmp_path / "first.log", tmp_path / "second.log"
+    with dispatcher(database_url, broker_url, first) as frozen:
+        until(lambda: "dispatching" in first.read_text(), 30)
+        with dispatcher(database_url, broker_url, second):
+            time.sleep(4)
+            assert "dispatching" not in second.read_text(), "the lock is kept for as long as its holder ticks"
+            frozen.send_signal(signal.SIGSTOP)
+            try:
+                until(lambda: "dispatching" in second.read_text(), 30)
+            finally:
+                frozen.send_signal(signal.SIGCONT)
+            until(lambda: "trying again" in first.read_text(), 30)
+            time.sleep(2)
+            assert first.read_text().count("dispatching") == 1
+        until(lambda: first.read_text().count("dispatching") == 2, 30)

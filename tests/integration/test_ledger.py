@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -27,6 +28,7 @@ from shared.labels import add_label_version
 from shared.ledger import Claim
 from shared.llm import EndpointDownError, EndpointError
 from shared.progress import conservation, stage_progress
+from shared.reading import dead_shards
 from shared.records import Dropped, LabelPolicy, RunConfig, query_id
 from shared.runs import Run, find_run, start_run
 from shared.schema import queries, shards
@@ -173,23 +175,59 @@ def test_a_held_lease_is_not_reaped(engine: Engine, run: Run) -> None:
         assert ledger.reap(connection) == []
 
 
-def test_permanent_errors_count_and_the_third_is_death(engine: Engine, run: Run) -> None:
-    with engine.connect() as connection:
-        shard_id = shard_of(connection, run, Stage.GENERATE)
+def fail(engine: Engine, shard_id: UUID, error: Exception) -> None:
+    """Claims a shard that may be waiting for its next try, and fails it."""
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE shards SET not_before = now() WHERE shard_id = :id"), {"id": shard_id})
+    held = claimed(engine, shard_id)
+    with engine.begin() as connection:
+        ledger.fail(connection, held, error)
+
+
+def test_permanent_errors_of_an_item_count_and_the_third_is_death(engine: Engine, run: Run) -> None:
+    with engine.begin() as connection:
+        by_item = start_run(connection, "ten", RunConfig(shard_size=1))
+        shard_id = shard_of(connection, by_item, Stage.GENERATE)
     for failures, state in ((1, "ready"), (2, "ready"), (3, "dead")):
-        with engine.begin() as connection:
-            connection.execute(text("UPDATE shards SET not_before = now()"))
-        with engine.begin() as connection:
-            held = ledger.claim(connection, shard_id, "me", LEASE_S)
-        assert held is not None
-        with engine.begin() as connection:
-            ledger.fail(connection, held, ValueError("text with a NUL \0 and half a \ud83d pair"))
+        fail(engine, shard_id, ValueError("text with a NUL \0 and half a \ud83d pair"))
         seen = state_of(engine, shard_id)
         assert (seen["failures"], seen["state"], seen["error_type"]) == (failures, state, "ValueError")
     assert "ValueError" in str(state_of(engine, shard_id)["error_traceback"])
     with engine.begin() as connection:
-        assert ledger.retry(connection, run.run_id) == 1
-    assert state_of(engine, shard_id)["state"] == "ready"
+        assert ledger.retry(connection, by_item.run_id) == 1
+    seen = state_of(engine, shard_id)
+    assert (seen["state"], seen["failures"]) == ("ready", 0)
+
+
+def test_an_item_that_raises_is_dead_alone(engine: Engine, run: Run) -> None:
+    with engine.connect() as connection:
+        items = set(state_of(engine, shard_of(connection, run, Stage.GENERATE))["item_ids"])  # type: ignore[call-overload]
+    poison = max(items)
+    tries = 0
+    while holders := holding(engine, poison):
+        fail(engine, holders[0], ValueError("no such letter"))
+        tries += 1
+        with engine.connect() as connection:
+            assert conservation(connection, run.run_id).holds
+    assert tries == 3 + 1 + 3, "of the four, of the two, and of the one"
+    with engine.connect() as connection:
+        (dead,) = dead_shards(connection, run.run_id, limit=2)
+        assert (dead.items, dead.error_message, dead.failures) == (1, "no such letter", 3)
+        still_open = connection.execute(
+            text("SELECT unnest(item_ids) FROM shards WHERE stage = 'generate' AND state = 'ready'")
+        ).scalars()
+        assert items - {poison} <= set(still_open), "the innocent items are still to be done, each once"
+
+
+def test_an_error_that_many_shards_have_halves_none(engine: Engine, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "MAX_FAILING", 2)
+    with engine.connect() as connection:
+        generate = [shard_of(connection, run, Stage.GENERATE, number) for number in range(3)]
+    for _ in range(3):
+        for shard_id in generate:
+            fail(engine, shard_id, ValueError("nothing works here"))
+    with engine.connect() as connection:
+        assert {dead.shard_id for dead in dead_shards(connection, run.run_id, limit=9)} == set(generate)
 
 
 def test_a_wrong_setting_is_not_tried_three_times(engine: Engine, run: Run) -> None:
@@ -408,6 +446,31 @@ def test_a_finished_run_is_done_and_not_before(engine: Engine, run: Run) -> None
         assert find_run(connection, "latest").run_id == run.run_id
         with pytest.raises(NotFoundError, match="run list"):
             find_run(connection, "no-such-run")
+
+
+@pytest.mark.parametrize("retry_first", [True, False])
+def test_a_run_does_not_end_while_its_dead_shards_are_put_back(engine: Engine, run: Run, retry_first: bool) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE shards SET state = 'dead'"))
+
+    def retry() -> int:
+        with engine.begin() as connection:
+            return ledger.retry(connection, run.run_id)
+
+    if retry_first:
+        with engine.begin() as retrying, engine.begin() as finishing:
+            assert ledger.retry(retrying, run.run_id) == 6
+            assert ledger.finish_runs(finishing) == []
+    else:
+        with ThreadPoolExecutor(1) as pool:
+            with engine.begin() as finishing:
+                assert ledger.finish_runs(finishing) == [run.run_id]
+                retried = pool.submit(retry)
+                with suppress(TimeoutError):  # it waits for the run
+                    retried.result(timeout=0.5)
+            assert retried.result(timeout=10) == 6
+    with engine.connect() as connection:
+        assert find_run(connection, run.name).state == "running"
 
 
 def test_the_same_policy_is_the_same_label_version(engine: Engine, run: Run) -> None:

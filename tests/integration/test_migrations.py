@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -60,6 +63,26 @@ def test_another_schema_version_is_refused(database_url: str) -> None:
         connection.execute(text("DROP TABLE alembic_version"))
     with pytest.raises(SchemaVersionError, match="none"):
         check_version(engine)
+    engine.dispose()
+
+
+def test_the_schema_of_a_newer_program_is_left_alone(database_url: str) -> None:
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SchemaVersionError, match=r"a newer Fretwork .*'9999'.* restore the backup"):
+        upgrade(database_url)
+    migrate = subprocess.run(
+        [sys.executable, "-m", "shared.migrate"],
+        env={**os.environ, "FRETWORK_DATABASE_URL": database_url},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert migrate.returncode == 1
+    assert migrate.stderr.startswith("error: the database was made by a newer Fretwork")
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one() == "9999"
     engine.dispose()
 
 
