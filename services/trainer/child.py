@@ -26,7 +26,6 @@ from typing import Any, BinaryIO
 from uuid import UUID
 
 import orjson
-from sqlalchemy import create_engine
 from transformers.utils.logging import disable_progress_bar
 
 from services.trainer.config import EvaluationConfig, TrainingConfig
@@ -35,6 +34,7 @@ from services.trainer.gpus import ORPHANED, together
 from services.trainer.mixture import LedgerRecords
 from services.trainer.peers import Peers
 from services.trainer.train import Progress, train
+from shared.database import make_engine
 from shared.errors import InvalidInputError
 
 PROGRESS_EVERY_S = 0.5
@@ -72,7 +72,7 @@ def run_training(spec: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
 def _train(spec: dict[str, Any], emit: Emit, peers: Peers) -> dict[str, Any]:
     source = LedgerRecords(
-        create_engine(spec["database_url"]), UUID(spec["run_id"]), spec["label_version"], spec["reviews_until"]
+        make_engine(spec["database_url"]), UUID(spec["run_id"]), spec["label_version"], spec["reviews_until"]
     )
     last = -PROGRESS_EVERY_S
 

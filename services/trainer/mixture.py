@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
 
-from sqlalchemy import ARRAY, ColumnElement, Engine, Select, Uuid, any_, desc, func, literal, select
+from sqlalchemy import Engine, Select, desc, func, select
 
 from services.trainer.config import TrainingConfig
+from shared.database import one_of
 from shared.masking import Span, mask, mask_title
 from shared.records import Passage
 from shared.reviews import reviewed_records
@@ -185,9 +186,7 @@ class LedgerRecords:
         return self._records(self._after(select(*self._columns), after, limit))
 
     def find(self, query_ids: Collection[UUID]) -> dict[UUID, Record]:
-        statement = (
-            select(*self._columns).join(queries, self._with_query).where(_one_of(self._of.c.query_id, query_ids))
-        )
+        statement = select(*self._columns).join(queries, self._with_query).where(one_of(self._of.c.query_id, query_ids))
         return {record.query_id: record for record in self._records(statement)}
 
     def _after(self, columns: Select[Any], after: UUID | None, limit: int) -> Select[Any]:
@@ -203,7 +202,7 @@ class LedgerRecords:
                 passage.passage_id: Passage(passage.passage_id, passage.title, passage.text)
                 for passage in connection.execute(
                     select(passages.c.passage_id, passages.c.title, passages.c.text).where(
-                        passages.c.corpus_id == corpus_id, _one_of(passages.c.passage_id, ids)
+                        passages.c.corpus_id == corpus_id, one_of(passages.c.passage_id, ids)
                     )
                 )
             }
@@ -219,11 +218,6 @@ class LedgerRecords:
             )
             for row in rows
         ]
-
-
-def _one_of(column: ColumnElement[UUID], ids: Collection[UUID]) -> ColumnElement[bool]:
-    """As one parameter: PostgreSQL takes 65,535 of them, and a batch may have more passages."""
-    return column == any_(literal(list(ids), ARRAY(Uuid)))
 
 
 def _span(stored: list[int] | None) -> Span | None:

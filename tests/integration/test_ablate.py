@@ -128,7 +128,7 @@ def _workers(engine: Engine, run: Run, monkeypatch: pytest.MonkeyPatch) -> Itera
 
     monkeypatch.setattr(trainer, "run_child", run_here)
     # a child ends with its connections; here they have to be closed
-    monkeypatch.setattr(child, "create_engine", partial(create_engine, poolclass=NullPool))
+    monkeypatch.setattr(child, "make_engine", partial(create_engine, poolclass=NullPool))
     stopped = Event()
 
     def work() -> None:
