@@ -1,6 +1,6 @@
 """The tables. Postgres is the truth; the queue only says that there may be work.
 
-Only `shared/ledger.py` moves a shard's state; the transitions stand as comments beside `SHARD_STATES`.
+Only `shared/ledger/` moves a shard's state; the transitions stand as comments beside `SHARD_STATES`.
 """
 
 from __future__ import annotations

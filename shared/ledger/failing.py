@@ -1,0 +1,199 @@
+"""A shard that went wrong: given back, failed, lost with its worker; tried again, halved, or ended with a reason."""
+
+from __future__ import annotations
+
+import traceback
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from shared.counts import read_counts
+from shared.errors import (
+    BarrierClosedError,
+    IndexIncompleteError,
+    InvalidInputError,
+    SetbackError,
+    SettingError,
+    TooSlowError,
+)
+from shared.ledger.shards import MAX_LOSSES, Claim, add_shards, claim_of, drop, leave_claimed
+from shared.records import Dropped
+from shared.stages import RUN_STAGES, Stage
+
+MAX_FAILURES = 3
+MAX_LOSSES_ALONE = 3  # of a lone item after these, with its process to itself
+MAX_SETBACKS = 3
+MAX_FAILING = 100  # shards of a stage, and a hundredth of what is done: where more fail, it is about no item
+RETRY_AFTER_FAILURE_S = 5.0
+HOPELESS = (IndexIncompleteError, InvalidInputError, SettingError)  # trying again cannot mend these
+
+
+def release(connection: Connection, held: Claim, error: Exception, delay_s: float) -> None:
+    """claimed -> ready after a transient error: no failure is counted, the shard waits `delay_s`.
+
+    claimed -> waiting where the error says that the stage's barrier is closed again. A shard that was too slow is
+    halved. So is one with three setbacks, and a lone item with three ends with the reason `call_failed`, or its run
+    would go round for ever.
+    """
+    leave_claimed(
+        connection,
+        held,
+        "state = :state, rung_at = NULL, not_before = now() + make_interval(secs => :delay_s), "
+        "setbacks = setbacks + :setback, error_type = :error_type, error_message = :error_message",
+        state="waiting" if isinstance(error, BarrierClosedError) else "ready",
+        delay_s=delay_s,
+        setback=int(isinstance(error, SetbackError)),
+        error_type=type(error).__name__,
+        error_message=_storable(str(error)),
+    )
+    setbacks = connection.execute(
+        text("SELECT setbacks FROM shards WHERE shard_id = :shard_id"), {"shard_id": held.shard_id}
+    ).scalar_one()
+    too_slow = isinstance(error, TooSlowError) and len(held.item_ids) > 1
+    if too_slow or (isinstance(error, SetbackError) and setbacks >= MAX_SETBACKS):
+        _divide(connection, held, "call_failed", _storable(str(error)))
+
+
+def fail(connection: Connection, held: Claim, error: Exception) -> None:
+    """claimed -> ready after a permanent error; the third halves the shard, or -> dead with its error.
+
+    It is halved down to the item that it is about, which is dead alone. A half has one try, the lone item three. Where
+    many shards of the stage fail, halving would only make more of them. An error of the input or of a setting does not
+    go away by trying again: dead at the first.
+    """
+    hopeless = isinstance(error, HOPELESS)
+    leave_claimed(
+        connection,
+        held,
+        "failures = failures + 1, rung_at = NULL, not_before = now() + make_interval(secs => :delay_s), "
+        "state = CASE WHEN :hopeless OR failures + 1 >= :max_failures THEN 'dead' ELSE 'ready' END, "
+        "error_type = :error_type, error_message = :error_message, error_traceback = :error_traceback",
+        delay_s=RETRY_AFTER_FAILURE_S,
+        max_failures=MAX_FAILURES,
+        hopeless=hopeless,
+        error_type=type(error).__name__,
+        error_message=_storable(str(error)),
+        error_traceback=_storable("".join(traceback.format_exception(error))),
+    )
+    if not hopeless and _is_about_an_item(connection, held):
+        _halve(connection, held, failures=MAX_FAILURES - 1)
+
+
+def _is_about_an_item(connection: Connection, failed: Claim) -> bool:
+    """Whether a shard of several items is dead, and not many others of its stage are, or failing."""
+    if failed.run_id is None or len(failed.item_ids) == 1:
+        return False
+    done = sum(
+        count.amount
+        for count in read_counts(connection, failed.run_id)
+        if count.stage == failed.stage and count.what == "done"
+    )
+    most = MAX_FAILING + done // 100
+    state, failing = connection.execute(
+        text(
+            """
+            SELECT state, (
+                SELECT count(*) FROM (
+                    SELECT FROM shards AS other
+                    WHERE other.run_id = shards.run_id AND other.stage = shards.stage
+                      AND other.state IN ('ready', 'claimed', 'dead') AND (other.state = 'dead' OR other.failures > 0)
+                    LIMIT :most + 1
+                ) AS failing
+            )
+            FROM shards WHERE shard_id = :shard_id
+            """
+        ),
+        {"shard_id": failed.shard_id, "most": most},
+    ).one()
+    return bool(state == "dead" and failing <= most)
+
+
+def _storable(message: str) -> str:
+    """Postgres stores no NUL and no lone surrogate, and an error may quote the very text that holds one."""
+    return message.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def reap(connection: Connection) -> list[UUID]:
+    """claimed -> ready where a lease ran out.
+
+    A shard lost three times is halved. A lone item is tried alone then (see `claim`), and ends when that is lost three
+    times too.
+    """
+    lost = connection.execute(
+        text(
+            """
+            UPDATE shards SET state = 'ready', losses = losses + 1, lease_expires_at = NULL, rung_at = NULL
+            WHERE shard_id IN (
+                SELECT shard_id FROM shards WHERE state = 'claimed' AND lease_expires_at < now()
+                FOR UPDATE SKIP LOCKED
+            )
+            RETURNING shard_id, run_id, stage, label_version, item_ids, claim_seq, losses
+            """
+        )
+    ).mappings()
+    reaped = []
+    for row in lost.all():
+        reaped.append(row["shard_id"])
+        held = claim_of(row)
+        is_lone_item = len(held.item_ids) == 1 and held.stage in RUN_STAGES
+        if row["losses"] >= MAX_LOSSES + is_lone_item * MAX_LOSSES_ALONE:
+            _divide(connection, held, "killed_worker", f"its worker was lost {row['losses']} times")
+    return reaped
+
+
+def _divide(connection: Connection, lost: Claim, reason: str, detail: str) -> None:
+    """Halves a shard that cannot be done, until the item that it is about stands alone, and ends with the reason."""
+    by_id = {"shard_id": lost.shard_id}
+    if lost.stage not in RUN_STAGES:
+        connection.execute(
+            text(
+                "UPDATE shards SET state = 'dead', error_type = :reason, error_message = :detail "
+                "WHERE shard_id = :shard_id"
+            ),
+            {**by_id, "reason": reason, "detail": detail},
+        )
+    elif len(lost.item_ids) == 1:
+        connection.execute(
+            text("UPDATE shards SET state = 'done', finished_at = now() WHERE shard_id = :shard_id"), by_id
+        )
+        drop(connection, lost, [Dropped(lost.item_ids[0], reason, detail)])
+        if lost.stage == Stage.RELABEL and lost.label_version == 1:  # never judged, so no version has a record of it
+            _drop_in_other_versions(connection, lost.run_id, lost.item_ids[0])
+    else:
+        _halve(connection, lost)
+
+
+def _halve(connection: Connection, whole: Claim, failures: int = 0) -> None:
+    """Puts two ready shards in a shard's place. `failures` is how many a half begins with; a lone item, with none."""
+    half = len(whole.item_ids) // 2
+    connection.execute(text("DELETE FROM shards WHERE shard_id = :shard_id"), {"shard_id": whole.shard_id})
+    halves = add_shards(
+        connection,
+        whole.run_id,
+        whole.stage,
+        [whole.item_ids[:half], whole.item_ids[half:]],
+        parent=whole.shard_id,
+        label_version=whole.label_version,
+    )
+    connection.execute(
+        text(
+            "UPDATE shards SET state = 'ready', failures = CASE WHEN item_count > 1 THEN :failures ELSE 0 END "
+            "WHERE shard_id = ANY(:ids)"
+        ),
+        {"ids": halves, "failures": failures},
+    )
+
+
+def _drop_in_other_versions(connection: Connection, run_id: UUID | None, query_id: UUID) -> None:
+    connection.execute(
+        text(
+            """
+            INSERT INTO drops (run_id, stage, label_version, item_id, reason, detail)
+            SELECT run_id, stage, label_versions.label_version, item_id, reason, detail
+            FROM drops JOIN label_versions USING (run_id)
+            WHERE run_id = :run_id AND stage = 'relabel' AND drops.label_version = 1 AND item_id = :query_id
+              AND label_versions.label_version > 1
+            """
+        ),
+        {"run_id": run_id, "query_id": query_id},
+    )

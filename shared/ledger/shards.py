@@ -1,0 +1,178 @@
+"""A shard on its usual way: added, claimed, its lease renewed, finished."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from uuid import UUID, uuid5
+
+from sqlalchemy import Connection, RowMapping, text
+
+from shared.database import insert_rows
+from shared.errors import LeaseLostError
+from shared.records import Dropped
+from shared.schema import drops, shards
+from shared.stages import ROUTES, RUN_STAGES, Stage
+
+MAX_LOSSES = 3
+# a training on a run's records is no part of what a pause holds back
+NOT_PAUSED = (
+    "NOT (stage = ANY(:run_stages) AND run_id IN (SELECT run_id FROM runs WHERE state IN ('paused', 'cancelled')))"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A worker's right to one shard, good for as long as nobody claimed it since."""
+
+    shard_id: UUID
+    run_id: UUID | None
+    stage: Stage
+    label_version: int
+    item_ids: tuple[UUID, ...]
+    claim_seq: int
+
+
+def claim_of(row: RowMapping) -> Claim:
+    return Claim(
+        row["shard_id"],
+        row["run_id"],
+        Stage(row["stage"]),
+        row["label_version"],
+        tuple(row["item_ids"]),
+        row["claim_seq"],
+    )
+
+
+def shard_id(parent: UUID, stage: Stage, label_version: int = 1, number: int = 0) -> UUID:
+    """The id of the shard that `add_shards` makes for a parent."""
+    return uuid5(parent, f"{stage}:{label_version}:{number}")
+
+
+def add_shards(
+    connection: Connection,
+    run_id: UUID | None,
+    stage: Stage,
+    groups: Iterable[Sequence[UUID]],
+    *,
+    parent: UUID,
+    label_version: int = 1,
+    rung: bool = False,
+) -> list[UUID]:
+    """-> waiting, or -> ready where the stage has no barrier. Ids come from `parent`, so adding twice adds once."""
+    state = "waiting" if ROUTES[stage].after else "ready"
+    rows = [
+        {
+            "shard_id": shard_id(parent, stage, label_version, number),
+            "run_id": run_id,
+            "stage": stage,
+            "label_version": label_version,
+            "state": state,
+            "item_ids": list(group),
+            "item_count": len(group),
+        }
+        for number, group in enumerate(groups)
+    ]
+    if not rows:
+        return []
+    insert_rows(connection, shards, rows, new_only=True)
+    added = [shard_id(parent, stage, label_version, number) for number in range(len(rows))]
+    if rung and state == "ready":
+        connection.execute(text("UPDATE shards SET rung_at = now() WHERE shard_id = ANY(:ids)"), {"ids": added})
+    return added
+
+
+def claim(connection: Connection, shard_id: UUID, worker: str, lease_s: float) -> Claim | None:
+    """ready -> claimed. None where the shard is not to be had, as after a doorbell that rang twice.
+
+    A lone item that was lost three times is claimed by a worker that holds nothing else, and which then claims nothing
+    else: whatever shared a process with an item that kills was lost with it each time, and only this tells them apart.
+    A worker makes one claim at a time, or two of its threads could both hold nothing else.
+    """
+    row = (
+        connection.execute(
+            text(
+                f"""
+                UPDATE shards
+                SET state = 'claimed', claim_seq = claim_seq + 1, claimed_by = :worker, claimed_at = now(),
+                    lease_expires_at = now() + make_interval(secs => :lease_s)
+                WHERE shard_id = :shard_id AND state = 'ready' AND not_before <= now() AND {NOT_PAUSED}
+                  AND NOT EXISTS (
+                      SELECT FROM shards AS other WHERE other.state = 'claimed' AND other.claimed_by = :worker
+                        AND greatest(CASE WHEN other.item_count = 1 THEN other.losses END,
+                                     CASE WHEN shards.item_count = 1 THEN shards.losses END) >= :max_losses
+                  )
+                RETURNING shard_id, run_id, stage, label_version, item_ids, claim_seq
+                """  # noqa: S608 - our own constant
+            ),
+            {
+                "shard_id": shard_id,
+                "worker": worker,
+                "lease_s": lease_s,
+                "run_stages": list(RUN_STAGES),
+                "max_losses": MAX_LOSSES,
+            },
+        )
+        .mappings()
+        .one_or_none()
+    )
+    return claim_of(row) if row else None
+
+
+def renew(connection: Connection, claims: Collection[Claim], lease_s: float) -> set[UUID]:
+    """Prolongs the leases of all claims in one statement; returns the shards that are still held."""
+    held = connection.execute(
+        text(
+            """
+            UPDATE shards SET lease_expires_at = now() + make_interval(secs => :lease_s)
+            FROM unnest(CAST(:ids AS uuid[]), CAST(:seqs AS int[])) AS mine (id, seq)
+            WHERE shard_id = mine.id AND claim_seq = mine.seq AND state = 'claimed'
+            RETURNING shard_id
+            """
+        ),
+        {"ids": [c.shard_id for c in claims], "seqs": [c.claim_seq for c in claims], "lease_s": lease_s},
+    )
+    return set(held.scalars())
+
+
+def leave_claimed(connection: Connection, held: Claim, assignments: str, **values: object) -> None:
+    """The fence: one UPDATE that succeeds only for the shard's present holder."""
+    moved = connection.execute(
+        text(
+            f"UPDATE shards SET {assignments}, lease_expires_at = NULL "  # noqa: S608 - our own constants
+            "WHERE shard_id = :shard_id AND claim_seq = :claim_seq AND state = 'claimed'"
+        ),
+        {"shard_id": held.shard_id, "claim_seq": held.claim_seq, **values},
+    )
+    if moved.rowcount != 1:
+        raise LeaseLostError(f"shard {held.shard_id} ({held.stage}) was taken over; this result is thrown away")
+
+
+def finish(connection: Connection, held: Claim, dropped: Sequence[Dropped], survivors: Sequence[UUID]) -> list[UUID]:
+    """claimed -> done, with the dropped items' reasons and the next stage's shard.
+
+    Call it first in the transaction that stores the outputs. Returns the shards that may start at once; ring for them
+    after the commit. Raises LeaseLostError where another worker holds the shard, and nothing is stored.
+    """
+    leave_claimed(connection, held, "state = 'done', finished_at = now(), error_type = NULL, error_message = NULL")
+    drop(connection, held, dropped)
+    following = ROUTES[held.stage].then
+    if following is None or not survivors:
+        return []
+    added = add_shards(connection, held.run_id, following, [survivors], parent=held.shard_id, rung=True)
+    return [] if ROUTES[following].after else added
+
+
+def drop(connection: Connection, held: Claim, dropped: Sequence[Dropped]) -> None:
+    rows = [
+        {
+            "run_id": held.run_id,
+            "stage": held.stage,
+            "label_version": held.label_version,
+            "item_id": item.item_id,
+            "reason": item.reason,
+            "detail": item.detail,
+        }
+        for item in dropped
+    ]
+    insert_rows(connection, drops, rows, new_only=True)
