@@ -76,7 +76,7 @@ def test_a_lost_index_is_made_again_and_the_candidates_are_the_same(engine: Engi
 def test_a_passage_that_cannot_be_embedded_is_dead_alone_and_the_run_does_without_it(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "RETRY_AFTER_FAILURE_S", 0.0)
+    monkeypatch.setattr("shared.ledger.failing.RETRY_AFTER_FAILURE_S", 0.0)
     embed_passages = embed.embed_passages
 
     def refuse_the_first(embedder: str, passages: Sequence[Passage]) -> object:

@@ -220,7 +220,7 @@ def test_an_item_that_raises_is_dead_alone(engine: Engine, run: Run) -> None:
 
 
 def test_an_error_that_many_shards_have_halves_none(engine: Engine, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "MAX_FAILING", 2)
+    monkeypatch.setattr("shared.ledger.failing.MAX_FAILING", 2)
     with engine.connect() as connection:
         generate = [shard_of(connection, run, Stage.GENERATE, number) for number in range(3)]
     for _ in range(3):
