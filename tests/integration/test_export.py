@@ -162,7 +162,7 @@ def test_parquet_and_jsonl_hold_every_column_of_every_record(ledger: Ledger, tmp
     lines = (tmp_path / "jsonl" / "train.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == ledger.rows
     file = parquet.ParquetFile(tmp_path / "parquet" / "train.parquet")
-    assert file.metadata.num_row_groups == 3  # written as it was read, a batch at a time
+    assert file.metadata.num_row_groups == 1  # three batches
     assert file.schema_arrow.equals(SCHEMA)
     rows = file.read().to_pylist()
     for row in rows:
@@ -361,7 +361,7 @@ def test_what_stands_at_the_output_is_never_touched(ledger: Ledger, tmp_path: Pa
 
 def test_an_export_that_fails_leaves_nothing_behind(ledger: Ledger, tmp_path: Path) -> None:
     last = ledger.rows[-1]
-    with ledger.engine.begin() as connection:  # two batches are on disk when the third finds its passage gone
+    with ledger.engine.begin() as connection:  # two batches are written when the third finds its passage gone
         connection.execute(
             update(fret_records)
             .where(fret_records.c.query_id == UUID(last["query_id"]))
