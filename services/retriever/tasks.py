@@ -94,9 +94,9 @@ def _dedup(claim: Claim) -> Output:
     vectors = vector_index.vectors_of(own, claim.item_ids)
     dropped = duplicates.near_duplicates(
         claim.item_ids,
-        lambda query_id, limit: vector_index.nearest(
-            own, [vectors[query_id]], limit, score_threshold=run.config.near_duplicate_cosine - 1e-4
-        )[0],
+        lambda query_id, limit: vector_index.within(
+            own, vectors[query_id], limit, run.config.near_duplicate_cosine - 1e-4
+        ),
         run.config.near_duplicate_cosine,
     )
     gone = {item.item_id for item in dropped}

@@ -25,6 +25,9 @@ from shared.settings import settings
 _lock = threading.RLock()  # for the local mode alone: a server takes calls side by side
 
 DECIMALS = 5  # what two machines agree on
+SPARE = 8  # points fetched beyond those asked for, to see where equal scores end
+
+Neighbour = tuple[UUID, float]  # a point's id and its cosine
 
 
 @cache
@@ -116,19 +119,36 @@ def vectors_of(collection: str, ids: Sequence[UUID]) -> dict[UUID, list[float]]:
     return {UUID(str(point.id)): point.vector for point in found if isinstance(point.vector, list)}  # type: ignore[misc]
 
 
-def nearest(
-    collection: str, vectors: Sequence[Sequence[float]], limit: int, score_threshold: float | None = None
-) -> list[list[tuple[UUID, float]]]:
+def nearest(collection: str, vectors: Sequence[Sequence[float]], limit: int) -> list[list[Neighbour]]:
     """For each vector the `limit` nearest points by exact search: id and cosine rounded to 1e-5, best first.
 
-    Equal scores are ordered by id. A few more than `limit` are asked for, so that where the cut falls among equal
-    scores it is the ids that decide, and not the order in which Qdrant came upon them.
+    Equal scores are ordered by id. Where the cut falls among equal scores all of them are fetched, so that it is the
+    ids that decide, and not the order in which Qdrant came upon them.
     """
-    wanted = limit + 8
+    found = _search(collection, vectors, limit + SPARE)
+    for index, vector in enumerate(vectors):
+        wanted = limit + SPARE
+        while len(found[index]) == wanted and found[index][-1][1] == found[index][limit - 1][1]:
+            wanted *= 8
+            (found[index],) = _search(collection, [vector], wanted)
+    return [neighbours[:limit] for neighbours in found]
+
+
+def within(collection: str, vector: Sequence[float], limit: int, cosine: float) -> list[Neighbour]:
+    """The nearest points, `limit` at most, that have at least this cosine; ordered as `nearest` has them.
+
+    Where there are more, which of the last of equal scores are among them is left to Qdrant.
+    """
+    return _search(collection, [vector], limit, cosine)[0]
+
+
+def _search(
+    collection: str, vectors: Sequence[Sequence[float]], limit: int, score_threshold: float | None = None
+) -> list[list[Neighbour]]:
     requests = [
         models.QueryRequest(
             query=list(vector),
-            limit=wanted,
+            limit=limit,
             score_threshold=score_threshold,
             params=models.SearchParams(exact=True),
         )
@@ -140,6 +160,6 @@ def nearest(
         sorted(
             ((UUID(str(point.id)), round(point.score, DECIMALS)) for point in answer.points),
             key=lambda pair: (-pair[1], pair[0]),
-        )[:limit]
+        )
         for answer in answers
     ]
