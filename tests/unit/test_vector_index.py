@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import inf
 from pathlib import Path
 from uuid import UUID
 
@@ -44,7 +45,7 @@ def test_of_equal_scores_the_lower_ids_are_nearest_whatever_came_first(limit: in
     expected = [(NEARER, 1.0), *((id_, 0.8) for id_ in EQUAL), (FARTHER, 0.0)][:limit]
 
     for collection in (forwards, backwards):
-        one, other = vector_index.nearest(collection, [[1.0, 0.0], [0.0, 1.0]], limit)
+        one, other = vector_index.nearest(collection, [[1.0, 0.0], [0.0, 1.0]], limit, inf)
         assert one == expected
         assert other[0] == (FARTHER, 1.0)
 
@@ -52,6 +53,6 @@ def test_of_equal_scores_the_lower_ids_are_nearest_whatever_came_first(limit: in
 def test_within_a_cosine_and_no_more_than_asked_for() -> None:
     collection = stored("forwards", EQUAL)
 
-    assert vector_index.within(collection, [1.0, 0.0], 60, 0.9) == [(NEARER, 1.0)]
-    assert len(vector_index.within(collection, [1.0, 0.0], 16, 0.5)) == 16
-    assert len(vector_index.within(collection, [1.0, 0.0], 60, 0.5)) == 41
+    assert vector_index.within(collection, [1.0, 0.0], 60, 0.9, inf) == [(NEARER, 1.0)]
+    assert len(vector_index.within(collection, [1.0, 0.0], 16, 0.5, inf)) == 16
+    assert len(vector_index.within(collection, [1.0, 0.0], 60, 0.5, inf)) == 41
