@@ -1,4 +1,8 @@
-"""All columns, as parquet or as jsonl. The texts are unmasked; `positive_span` and `negative_spans` name the spans."""
+"""All columns, as parquet or as jsonl.
+
+Titles and texts are unmasked; `positive_span`, `negative_spans` and, of the titles, `positive_title_span` and
+`negative_title_spans` name the spans.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +33,7 @@ SCHEMA = pa.schema(
         "positive_title": pa.string(),
         "positive_text": pa.string(),
         "positive_span": _SPAN,
+        "positive_title_span": _SPAN,
         "positive_changed": pa.bool_(),
         "positive_rank": pa.int32(),
         "positive_score": pa.float64(),
@@ -44,6 +49,7 @@ SCHEMA = pa.schema(
         "negative_titles": pa.list_(pa.string()),
         "negative_texts": pa.list_(pa.string()),
         "negative_spans": pa.list_(_SPAN),
+        "negative_title_spans": pa.list_(_SPAN),
         "negative_ranks": pa.list_(pa.int32()),
         "negative_scores": pa.list_(pa.float64()),
         "negative_ql_scores": pa.list_(pa.float64()),
