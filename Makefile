@@ -1,4 +1,4 @@
-# What newcomers, developers and CI run. All that it installs lies in .venv, .venv-vllm and .bench.
+# What newcomers, developers and CI run. All that it installs lies in .venv, .venv-vllm, .venv-audit and .bench.
 PYTHON ?= python3
 # what `make vllm` serves, and any further options of `vllm serve`
 MODEL ?= Qwen/Qwen3-4B-Instruct-2507
@@ -8,11 +8,12 @@ SEEDS ?= 5
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 UV := uv==0.13.9
+AUDIT := pip-audit==2.10.1
 LOCKED := --no-deps --only-binary :all: --require-hashes -r requirements.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-unit test-slow test-vllm test-chaos test-compose bench-ledger bench-llm bench-quality bench-train bench-watch \
-	vllm lint format lock clean
+	vllm lint format lock audit clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -83,8 +84,13 @@ lock: $(BIN)/python ## pin anew what pyproject.toml asks for; versions already l
 		--universal --python-version 3.11 --no-python-downloads --generate-hashes \
 		--custom-compile-command "make lock"
 
+# --strict: a package that the service does not know fails, or an index's mirror would pass everything unseen
+audit: .venv-audit/.installed ## ask PyPI what vulnerabilities are known of the locked packages (needs the network)
+	@status=0; for file in requirements.lock requirements-torch.txt requirements-vllm.lock; do echo "$$file:"; \
+		.venv-audit/bin/pip-audit --strict --progress-spinner off --disable-pip --no-deps -r $$file || status=1; done; exit $$status
+
 clean: ## remove the environments and every cache; .fretwork, where your runs are, stays
-	rm -rf .venv .venv-vllm .bench .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .venv-vllm .venv-audit .bench .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "error: there is no $(PYTHON) here: install Python 3.11 to 3.14," \
@@ -117,4 +123,10 @@ $(BIN)/.installed: requirements.lock requirements-torch.txt pyproject.toml | $(B
 	@echo "installing vLLM into .venv-vllm: several GB ..."
 	.venv-vllm/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps --only-binary :all: \
 		--require-hashes -r requirements-vllm.lock
+	@touch $@
+
+.venv-audit/.installed: Makefile
+	@command -v $(PYTHON) >/dev/null || { echo "error: there is no $(PYTHON) here" >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv-audit
+	.venv-audit/bin/python -m pip --disable-pip-version-check --no-input install --quiet "$(AUDIT)"
 	@touch $@

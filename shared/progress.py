@@ -218,6 +218,16 @@ _DEAD = """
     SELECT stage, count(*) AS shards, error_type, error_message FROM shards
     WHERE run_id = :run_id AND state = 'dead' GROUP BY stage, error_type, error_message ORDER BY 1, 3, 4
 """
+# shards given back last have the latest not_before: a hundred of each stage show them, whatever the run's size
+_GIVEN_BACK = """
+    SELECT stage, count(*) AS shards, error_type, error_message
+    FROM unnest(CAST(:stages AS text[])) AS stages (of_stage), LATERAL (
+        SELECT stage, error_type, error_message FROM shards
+        WHERE run_id = :run_id AND stage = of_stage AND state = 'ready' ORDER BY not_before DESC LIMIT 100
+    ) AS latest
+    WHERE error_type IS NOT NULL AND error_type <> 'RunPausedError'
+    GROUP BY stage, error_type, error_message ORDER BY shards DESC, 1, 3, 4 LIMIT 1
+"""
 _VERSIONS = "SELECT label_version, policy, created_at FROM label_versions WHERE run_id = :run_id ORDER BY 1"
 # people make these, so there are few
 _REVIEWS = """
@@ -235,6 +245,7 @@ _EVERYTHING = {
     "budget": BUDGET,
     "usage": _USAGE,
     "dead": _DEAD,
+    "given_back": _GIVEN_BACK,
 }
 
 
@@ -267,6 +278,7 @@ def describe(connection: Connection, run: Run) -> dict[str, Any]:
         "usage": seen["usage"],
         "conservation": {**asdict(sums), "holds": sums.holds},
         "dead": seen["dead"],
+        "given_back": seen["given_back"][0] if seen["given_back"] else None,
         "label_versions": [_version(run.sampled_count, counts, row, seen["reviews"]) for row in seen["versions"]],
     }
 

@@ -41,7 +41,9 @@ def copy_rows(connection: Connection, statement: str, rows: Iterable[tuple[Any, 
 def close_version(connection: Connection, corpus_id: UUID, version: int) -> None:
     """Makes this the corpus's version, once the passages that it adds and removes are marked with it."""
     _count_terms(connection, corpus_id, version)
-    connection.execute(_UPDATE_CORPUS, {"corpus_id": corpus_id, "version": version})
+    key = {"corpus_id": corpus_id, "version": version}
+    connection.execute(_UPDATE_CORPUS, key)
+    connection.execute(_FORGET_TERMS, key)
 
 
 def _count_terms(connection: Connection, corpus_id: UUID, version: int) -> None:
@@ -90,6 +92,16 @@ def _count_terms(connection: Connection, corpus_id: UUID, version: int) -> None:
         key,
     )
 
+
+# No run is started on an earlier version in the meantime: starting one takes the same lock. What no run was frozen with
+# nobody reads, and a copy of all terms for each change would outgrow the corpus.
+_FORGET_TERMS = text(
+    """
+    DELETE FROM corpus_terms
+    WHERE corpus_id = :corpus_id AND version < :version
+      AND version NOT IN (SELECT corpus_version FROM runs WHERE corpus_id = :corpus_id)
+    """
+)
 
 # The hash runs over the ids' 16 bytes each, in order, so it tells two corpora of other content apart and nothing else.
 _UPDATE_CORPUS = text(

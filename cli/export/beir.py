@@ -1,7 +1,7 @@
 """The synthetic set as a BEIR folder: the run's corpus, its queries, and their positives as judgements.
 
 The passages are the corpus's own, unmasked, since queries share them: each query's metadata names where it stands
-verbatim in its positive.
+verbatim in its positive's text and title.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from shared.schema import passages, shards
 from shared.stages import Stage
 
 COLUMNS = ["query-id", "corpus-id", "score"]
+METADATA = ["task_description", "positive_span", "positive_title_span"]
 BATCH_PASSAGES = 1_000
 
 
@@ -36,7 +37,7 @@ def write_beir(connection: Connection, run: Run, batches: Iterable[list[ExportRo
         qrels.write("\t".join(COLUMNS) + "\n")
         for rows in batches:
             for row in rows:
-                metadata = {"task_description": row["task_description"], "positive_span": row["positive_span"]}
+                metadata = {name: row[name] for name in METADATA}
                 queries.write(_line({"_id": row["query_id"], "text": row["query_text"], "metadata": metadata}))
                 qrels.write(f"{row['query_id']}\t{_fitting(row['positive_source_id'])}\t1\n")
 

@@ -155,8 +155,10 @@ def _counted(batches: Iterable[list[ExportRow]], counts: Counter[str]) -> Iterat
     for rows in batches:
         counts["records"] += len(rows)
         counts["positives_changed"] += sum(row["positive_changed"] for row in rows)
-        counts["positives_with_span"] += sum(row["positive_span"] is not None for row in rows)
-        counts["negatives_with_span"] += sum(span is not None for row in rows for span in row["negative_spans"])
+        for row in rows:
+            of_negatives = zip(row["negative_spans"], row["negative_title_spans"], strict=True)
+            counts["positives_with_span"] += any((row["positive_span"], row["positive_title_span"]))
+            counts["negatives_with_span"] += sum(any(spans) for spans in of_negatives)
         yield rows
 
 

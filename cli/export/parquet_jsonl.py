@@ -1,4 +1,8 @@
-"""All columns, as parquet or as jsonl. The texts are unmasked; `positive_span` and `negative_spans` name the spans."""
+"""All columns, as parquet or as jsonl.
+
+Titles and texts are unmasked; `positive_span`, `negative_spans` and, of the titles, `positive_title_span` and
+`negative_title_spans` name the spans.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,8 @@ from pathlib import Path
 
 import orjson
 import pyarrow as pa
-from pyarrow import parquet
 
+from cli.export.row_groups import write_row_groups
 from cli.export.rows import ExportRow
 
 _SPAN = pa.list_(pa.int32())
@@ -29,6 +33,7 @@ SCHEMA = pa.schema(
         "positive_title": pa.string(),
         "positive_text": pa.string(),
         "positive_span": _SPAN,
+        "positive_title_span": _SPAN,
         "positive_changed": pa.bool_(),
         "positive_rank": pa.int32(),
         "positive_score": pa.float64(),
@@ -44,6 +49,7 @@ SCHEMA = pa.schema(
         "negative_titles": pa.list_(pa.string()),
         "negative_texts": pa.list_(pa.string()),
         "negative_spans": pa.list_(_SPAN),
+        "negative_title_spans": pa.list_(_SPAN),
         "negative_ranks": pa.list_(pa.int32()),
         "negative_scores": pa.list_(pa.float64()),
         "negative_ql_scores": pa.list_(pa.float64()),
@@ -59,11 +65,9 @@ SCHEMA = pa.schema(
 
 
 def write_parquet(batches: Iterable[list[ExportRow]], path: Path) -> None:
-    """One row group per batch."""
-    with parquet.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
-        for rows in batches:
-            flat = [row | {name: orjson.dumps(row[name]).decode() for name in _FREE_FORM} for row in rows]
-            writer.write_table(pa.Table.from_pylist(flat, SCHEMA))
+    """The columns of SCHEMA, in row groups of bounded size."""
+    flat = ([row | {name: orjson.dumps(row[name]).decode() for name in _FREE_FORM} for row in rows] for rows in batches)
+    write_row_groups(flat, path, SCHEMA)
 
 
 def write_jsonl(batches: Iterable[list[ExportRow]], path: Path) -> None:

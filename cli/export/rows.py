@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Text, any_, bindparam, cast, s
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import Uuid
 
+from shared.masking import copied_span
 from shared.reviews import reviewed_records
 from shared.schema import passages, queries
 
@@ -70,6 +71,7 @@ def _row(record: Any, texts: dict[UUID, Any]) -> ExportRow:
         "positive_title": positive.title,
         "positive_text": positive.text,
         "positive_span": record.positive_span,
+        "positive_title_span": _title_span(record, positive),
         "positive_changed": record.positive_changed,
         "positive_rank": positive_at + 1,
         "positive_score": record.candidate_scores[positive_at],
@@ -85,6 +87,7 @@ def _row(record: Any, texts: dict[UUID, Any]) -> ExportRow:
         "negative_titles": [negative.title for negative in negatives],
         "negative_texts": [negative.text for negative in negatives],
         "negative_spans": record.negative_spans,
+        "negative_title_spans": [_title_span(record, negative) for negative in negatives],
         "negative_ranks": [at + 1 for at in negatives_at],
         "negative_scores": [record.candidate_scores[at] for at in negatives_at],
         "negative_ql_scores": [record.ql_scores[at] for at in negatives_at],
@@ -96,3 +99,9 @@ def _row(record: Any, texts: dict[UUID, Any]) -> ExportRow:
         "provenance": record.provenance,
         "judge": record.judge,
     }
+
+
+def _title_span(record: Any, passage: Any) -> list[int] | None:
+    """No column of the ledger: the two texts say it (shared/masking.py)."""
+    span = copied_span(record.query_text, passage.title)
+    return list(span) if span else None

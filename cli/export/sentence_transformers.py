@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
-from pyarrow import parquet
 
+from cli.export.row_groups import write_row_groups
 from cli.export.rows import ExportRow
 from shared.masking import mask, mask_title
 
@@ -28,13 +28,13 @@ def triplet_columns(num_negatives: int) -> list[str]:
 
 
 def write_triplets(batches: Iterable[list[ExportRow]], path: Path, num_negatives: int) -> Counter[str]:
-    """Writes the parquet file, one row group per batch; how many records were left out, by reason."""
+    """Writes the parquet file, in row groups of bounded size; how many records were left out, by reason."""
     columns, left_out = triplet_columns(num_negatives), Counter[str]()
-    schema = pa.schema([(name, pa.string()) for name in columns])
-    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
-        for rows in batches:
-            triplets = [dict(zip(columns, texts, strict=True)) for texts in _triplets(rows, num_negatives, left_out)]
-            writer.write_table(pa.Table.from_pylist(triplets, schema))
+    triplets = (
+        [dict(zip(columns, texts, strict=True)) for texts in _triplets(rows, num_negatives, left_out)]
+        for rows in batches
+    )
+    write_row_groups(triplets, path, pa.schema([(name, pa.string()) for name in columns]))
     return left_out
 
 

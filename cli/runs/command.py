@@ -161,6 +161,8 @@ def status(
         )
     for error in seen["dead"]:
         typer.echo(f"dead: {error['stage']} × {error['shards']}: {error['error_type']}: {error['error_message']}")
+    if error := seen["given_back"]:
+        typer.echo(f"given back: {error['stage']} × {error['shards']}: {error['error_type']}: {error['error_message']}")
     if seen["state"] == "paused":
         typer.echo(f"paused: {seen['paused_reason']}")
     if seen["dead"] or seen["state"] == "paused":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from shared.database import engine
 from shared.errors import TransientError
 from shared.ledger import Claim
 from shared.runs import Run, find_run
-from shared.stages import Stage, task_name
+from shared.stages import ROUTES, Stage, task_name
 from shared.worker import Output, perform
 
 
@@ -49,6 +50,11 @@ def _run(claim: Claim) -> Run:
         return find_run(connection, claim.run_id)
 
 
+def _deadline(claim: Claim) -> float:
+    """Half of what the shard may take, in seconds of time.monotonic(); the rest is for the last call and the ledger."""
+    return time.monotonic() + ROUTES[claim.stage].max_shard_s / 2
+
+
 def _index(claim: Claim) -> Output:
     run = _run(claim)
     collection = vector_index.passages_collection(run)
@@ -68,7 +74,7 @@ def _index(claim: Claim) -> Output:
 
 
 def _retrieve(claim: Claim) -> Output:
-    run = _run(claim)
+    run, deadline = _run(claim), _deadline(claim)
     passages = vector_index.passages_collection(run)
     restore.reopen_if_short(run, passages)
     with engine().connect() as connection:
@@ -77,7 +83,7 @@ def _retrieve(claim: Claim) -> Output:
     own = vector_index.queries_collection(run)
     vector_index.ensure(own, vectors.shape[1])
     vector_index.upsert(own, claim.item_ids, vectors)
-    found = vector_index.nearest(passages, vectors.tolist(), run.config.num_candidates)
+    found = vector_index.nearest(passages, vectors.tolist(), run.config.num_candidates, deadline)
     # a seed that could not be indexed has no vector, and its queries end in the relabeler with a reason
     seeds = vector_index.vectors_of(passages, [query.seed_passage_id for query in asked])
     candidates = {
@@ -88,15 +94,15 @@ def _retrieve(claim: Claim) -> Output:
 
 
 def _dedup(claim: Claim) -> Output:
-    run = _run(claim)
+    run, deadline = _run(claim), _deadline(claim)
     own = vector_index.queries_collection(run)
     restore.restore_if_short(run, own, claim.item_ids[0])
     vectors = vector_index.vectors_of(own, claim.item_ids)
     dropped = duplicates.near_duplicates(
         claim.item_ids,
-        lambda query_id, limit: vector_index.nearest(
-            own, [vectors[query_id]], limit, score_threshold=run.config.near_duplicate_cosine - 1e-4
-        )[0],
+        lambda query_id, limit: vector_index.within(
+            own, vectors[query_id], limit, run.config.near_duplicate_cosine - 1e-4, deadline
+        ),
         run.config.near_duplicate_cosine,
     )
     gone = {item.item_id for item in dropped}

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from uuid import UUID
 
+import httpx  # what qdrant_client's errors come from
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from services.retriever.embed import Vectors
-from shared.errors import TransientError
+from shared.errors import TooSlowError, TransientError
 from shared.models import model_fingerprint
 from shared.runs import Run
 from shared.settings import settings
@@ -25,13 +27,20 @@ from shared.settings import settings
 _lock = threading.RLock()  # for the local mode alone: a server takes calls side by side
 
 DECIMALS = 5  # what two machines agree on
+TIMEOUT_S = 60  # of one call
+# What one call holds: searches that end in time over millions of passages, points that a server takes (32 MB of JSON).
+SEARCHES = 32
+POINTS = 256
+SPARE = 8  # points fetched beyond those asked for, to see where equal scores end
+
+Neighbour = tuple[UUID, float]  # a point's id and its cosine
 
 
 @cache
 def _client() -> QdrantClient:
     url = settings().qdrant_url
     if url is not None:
-        return QdrantClient(url=url, timeout=60)
+        return QdrantClient(url=url, timeout=TIMEOUT_S)
     folder = settings().home / "qdrant"
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -50,16 +59,32 @@ def open_index() -> None:
 
 @contextmanager
 def _qdrant() -> Iterator[QdrantClient]:
-    """The client for the calls of the block. What a server in trouble causes is a TransientError."""
+    """The client for the calls of the block. What a server in trouble causes is a TransientError.
+
+    A call that takes too long while the server answers others is a TooSlowError: fewer at a time may be the remedy.
+    """
     with _lock if settings().qdrant_url is None else nullcontext():
         try:
             yield _client()
         except ResponseHandlingException as error:
+            if isinstance(error.source, httpx.ReadTimeout) and _answers():
+                raise TooSlowError(f"Qdrant answers, but took longer than {TIMEOUT_S} s over a call") from error
             raise TransientError(f"Qdrant did not answer: {error}") from error
         except UnexpectedResponse as error:
+            if error.status_code == 408:  # a limit of the server's own
+                raise TooSlowError(f"Qdrant took longer than it allows for a call: {error}") from error
             if error.status_code == 429 or (error.status_code or 0) >= 500:
                 raise TransientError(f"Qdrant cannot answer now: {error}") from error
             raise
+
+
+def _answers() -> bool:
+    """Whether the server answers a call that costs it nothing."""
+    try:
+        _client().info()
+    except (ResponseHandlingException, UnexpectedResponse):
+        return False
+    return True
 
 
 def passages_collection(run: Run) -> str:
@@ -102,12 +127,14 @@ def count(collection: str) -> int:
 
 def upsert(collection: str, ids: Sequence[UUID], vectors: Vectors) -> None:
     """Stores vectors `(N, D)`; doing it twice changes nothing."""
-    with _qdrant() as client:
-        client.upsert(
-            collection,
-            models.Batch(ids=[str(id_) for id_ in ids], vectors=vectors.tolist()),
-            wait=True,
-        )
+    for start in range(0, len(ids), POINTS):
+        part = slice(start, start + POINTS)
+        with _qdrant() as client:
+            client.upsert(
+                collection,
+                models.Batch(ids=[str(id_) for id_ in ids[part]], vectors=vectors[part].tolist()),
+                wait=True,
+            )
 
 
 def vectors_of(collection: str, ids: Sequence[UUID]) -> dict[UUID, list[float]]:
@@ -116,30 +143,58 @@ def vectors_of(collection: str, ids: Sequence[UUID]) -> dict[UUID, list[float]]:
     return {UUID(str(point.id)): point.vector for point in found if isinstance(point.vector, list)}  # type: ignore[misc]
 
 
-def nearest(
-    collection: str, vectors: Sequence[Sequence[float]], limit: int, score_threshold: float | None = None
-) -> list[list[tuple[UUID, float]]]:
+def nearest(collection: str, vectors: Sequence[Sequence[float]], limit: int, deadline: float) -> list[list[Neighbour]]:
     """For each vector the `limit` nearest points by exact search: id and cosine rounded to 1e-5, best first.
 
-    Equal scores are ordered by id. A few more than `limit` are asked for, so that where the cut falls among equal
-    scores it is the ids that decide, and not the order in which Qdrant came upon them.
+    Equal scores are ordered by id. Where the cut falls among equal scores all of them are fetched, so that it is the
+    ids that decide, and not the order in which Qdrant came upon them.
+
+    Raises TooSlowError once `deadline`, in seconds of time.monotonic(), is over.
     """
-    wanted = limit + 8
+    found = _search(collection, vectors, limit + SPARE, deadline)
+    for index, vector in enumerate(vectors):
+        wanted = limit + SPARE
+        while len(found[index]) == wanted and found[index][-1][1] == found[index][limit - 1][1]:
+            wanted *= 8
+            (found[index],) = _search(collection, [vector], wanted, deadline)
+    return [neighbours[:limit] for neighbours in found]
+
+
+def within(collection: str, vector: Sequence[float], limit: int, cosine: float, deadline: float) -> list[Neighbour]:
+    """The nearest points, `limit` at most, that have at least this cosine; ordered as `nearest` has them.
+
+    Where there are more, which of the last of equal scores are among them is left to Qdrant.
+    Raises TooSlowError as `nearest` does.
+    """
+    return _search(collection, [vector], limit, deadline, cosine)[0]
+
+
+def _search(
+    collection: str,
+    vectors: Sequence[Sequence[float]],
+    limit: int,
+    deadline: float,
+    score_threshold: float | None = None,
+) -> list[list[Neighbour]]:
     requests = [
         models.QueryRequest(
             query=list(vector),
-            limit=wanted,
+            limit=limit,
             score_threshold=score_threshold,
             params=models.SearchParams(exact=True),
         )
         for vector in vectors
     ]
-    with _qdrant() as client:
-        answers = client.query_batch_points(collection, requests)
+    answers: list[models.QueryResponse] = []
+    for start in range(0, len(requests), SEARCHES):
+        if time.monotonic() > deadline:
+            raise TooSlowError("the searches of this shard take longer than a shard may")
+        with _qdrant() as client:
+            answers += client.query_batch_points(collection, requests[start : start + SEARCHES])
     return [
         sorted(
             ((UUID(str(point.id)), round(point.score, DECIMALS)) for point in answer.points),
             key=lambda pair: (-pair[1], pair[0]),
-        )[:limit]
+        )
         for answer in answers
     ]

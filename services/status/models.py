@@ -72,6 +72,15 @@ class DeadShards(BaseModel):
     error_message: str | None
 
 
+class GivenBack(BaseModel):
+    """Shards of one stage that failed in the same way and wait to be tried again."""
+
+    stage: Stage
+    shards: int = Field(description="of the hundred that were given back last")
+    error_type: str
+    error_message: str
+
+
 class LabelVersion(BaseModel):
     """One labelling of the run's stored scores; `fretwork run refuse` makes another."""
 
@@ -112,6 +121,9 @@ class RunStatus(BaseModel):
     usage: list[TokenUsage] = Field(description="what the calls of each stage to each model cost so far")
     conservation: ConservationFigures
     dead: list[DeadShards]
+    given_back: GivenBack | None = Field(
+        description="the commonest error of the shards that went back to their queue last; null: none waits there"
+    )
     label_versions: list[LabelVersion] = Field(description="in order; the first is the run's own")
 
 

@@ -119,6 +119,8 @@ def test_growing_by_steps_gives_the_same_corpus_as_one_import(
 ) -> None:
     monkeypatch.setattr(corpus_version, "MAX_COUNTED_TERMS", 3)  # so that counts reach the database in many parts
     import_corpus(engine, "steps", jsonl(tmp_path, [A, B]))
+    with engine.begin() as connection:
+        start_run(connection, "steps", RunConfig())
     first = statistics(engine, 1)
 
     report = import_corpus(engine, "steps", jsonl(tmp_path, [B, C]))
@@ -313,6 +315,8 @@ def removed(engine: Engine, *source_ids: str) -> tuple[int, int, int]:
 
 def test_a_corpus_without_a_passage_is_the_one_that_never_had_it(engine: Engine, tmp_path: Path) -> None:
     import_corpus(engine, "greek", jsonl(tmp_path, [A, B, C]))
+    with engine.begin() as connection:
+        start_run(connection, "greek", RunConfig())
     first = statistics(engine, 1)
     assert removed(engine, "b", "b") == (2, 1, 2)
     before = everything(engine)
@@ -356,6 +360,27 @@ def test_later_runs_are_without_it_and_earlier_ones_as_they_were(engine: Engine,
             assert len(indexed) == count == run.passage_count
             assert (gone in indexed) is (run is early)
         assert gone in load_passages(connection, early, [gone]), "its text stays, for the run that has it"
+
+
+def test_terms_are_kept_of_the_versions_that_runs_have_and_of_the_last(engine: Engine, tmp_path: Path) -> None:
+    import_corpus(engine, "greek", jsonl(tmp_path, [A]))
+    import_corpus(engine, "latin", jsonl(tmp_path, [A, B]))
+    import_corpus(engine, "greek", jsonl(tmp_path, [A, B]))
+    with engine.begin() as connection:
+        start_run(connection, "greek", RunConfig())
+    import_corpus(engine, "greek", jsonl(tmp_path, [C]))
+    removed(engine, "a")
+
+    with engine.connect() as connection:
+        kept = connection.execute(
+            text(
+                "SELECT DISTINCT name, corpus_terms.version FROM corpora JOIN corpus_terms USING (corpus_id) "
+                "ORDER BY 1, 2"
+            )
+        ).all()
+    assert kept == [("greek", 2), ("greek", 4), ("latin", 1)]
+    assert statistics(engine, 2) == recounted([A, B])
+    assert statistics(engine, 4) == recounted([B, C])
 
 
 def test_an_id_that_is_none_removes_nothing(engine: Engine, tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ def _record(run: Run, number: int) -> tuple[dict[str, Any], dict[str, Any], dict
         "positive_source_id": positive[0],
         "positive_title": positive[1],
         "positive_text": positive[2],
+        "positive_title_span": None,
         "positive_rank": at + 1,
         "positive_score": cosines[at],
         "positive_ql_score": ql_scores[at],
@@ -131,6 +132,7 @@ def _record(run: Run, number: int) -> tuple[dict[str, Any], dict[str, Any], dict
         "negative_source_ids": [negative[0]],
         "negative_titles": [negative[1]],
         "negative_texts": [negative[2]],
+        "negative_title_spans": [None],
         "negative_ranks": [5],
         "negative_scores": [cosines[4]],
         "negative_ql_scores": [ql_scores[4]],
@@ -162,7 +164,7 @@ def test_parquet_and_jsonl_hold_every_column_of_every_record(ledger: Ledger, tmp
     lines = (tmp_path / "jsonl" / "train.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == ledger.rows
     file = parquet.ParquetFile(tmp_path / "parquet" / "train.parquet")
-    assert file.metadata.num_row_groups == 3  # written as it was read, a batch at a time
+    assert file.metadata.num_row_groups == 1  # three batches
     assert file.schema_arrow.equals(SCHEMA)
     rows = file.read().to_pylist()
     for row in rows:
@@ -263,6 +265,36 @@ def test_the_manifest_says_where_the_data_comes_from(ledger: Ledger, tmp_path: P
         }
 
 
+def test_copies_of_the_query_in_titles_are_named_where_they_are_not_masked(ledger: Ledger, tmp_path: Path) -> None:
+    record = ledger.rows[0]
+    query = " ".join(record["query_text"].split())
+    (negative_id,) = record["negative_ids"]
+    with ledger.engine.begin() as connection:
+        for id_, title in ((record["positive_id"], f"Asked: {query.upper()}"), (negative_id, query)):
+            connection.execute(update(passages).where(passages.c.passage_id == UUID(id_)).values(title=title))
+    for export_format in (ExportFormat.PARQUET, ExportFormat.JSONL, ExportFormat.BEIR):
+        export_run(ledger.engine, ledger.run.run_id, 1, export_format, tmp_path / export_format)
+    in_positive, in_negative = [7, 7 + len(query)], [0, len(query)]
+    of_query = sum(row["positive_id"] == record["positive_id"] for row in ledger.rows)
+    with_negative = sum(
+        (row["positive_id"], row["negative_ids"]) == (record["positive_id"], [negative_id]) for row in ledger.rows
+    )
+
+    for rows in (
+        parquet.read_table(tmp_path / "parquet" / "train.parquet").to_pylist(),
+        [json.loads(line) for line in (tmp_path / "jsonl" / "train.jsonl").read_text().splitlines()],
+    ):
+        assert (rows[0]["positive_title_span"], rows[0]["negative_title_spans"]) == (in_positive, [in_negative])
+        assert sum(row["positive_title_span"] is not None for row in rows) == of_query
+        assert sum(row["negative_title_spans"] != [None] for row in rows) == with_negative
+    lines = (tmp_path / "beir" / "queries.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["metadata"]["positive_title_span"] == in_positive
+    for export_format in (ExportFormat.PARQUET, ExportFormat.JSONL, ExportFormat.BEIR):
+        counts = json.loads((tmp_path / export_format / "manifest.json").read_text())["counts"]
+        assert (counts["positives_with_span"], counts["negatives_with_span"]) == (RECORDS, with_negative)
+        assert "`positive_title_span`" in (tmp_path / export_format / "README.md").read_text().split("## Columns")[0]
+
+
 def test_the_card_names_the_masking_and_the_prompts(ledger: Ledger, tmp_path: Path) -> None:
     for export_format in ExportFormat:
         export_run(ledger.engine, ledger.run.run_id, 1, export_format, tmp_path / export_format)
@@ -361,7 +393,7 @@ def test_what_stands_at_the_output_is_never_touched(ledger: Ledger, tmp_path: Pa
 
 def test_an_export_that_fails_leaves_nothing_behind(ledger: Ledger, tmp_path: Path) -> None:
     last = ledger.rows[-1]
-    with ledger.engine.begin() as connection:  # two batches are on disk when the third finds its passage gone
+    with ledger.engine.begin() as connection:  # two batches are written when the third finds its passage gone
         connection.execute(
             update(fret_records)
             .where(fret_records.c.query_id == UUID(last["query_id"]))
