@@ -127,7 +127,7 @@ def _relabel(claim: Claim) -> Output:
         ]
         judged[item.query.query_id] = Judged(judgements, JUDGE)
         record = FRetRecord(
-            item.query.query_id, item.candidate_ids[0], (item.candidate_ids[-1],), 1, 1, 2.0, 0.1, None, (None,)
+            item.query.query_id, item.candidate_ids[0], (item.candidate_ids[-1],), 1, 1, 2.0, 0.1, 0.7, None, (None,)
         )
         records.append((record, True))
 
