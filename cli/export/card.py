@@ -9,6 +9,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from shared.text_format import format_passage, query_prompt
 
+# `datasets` takes a column's type from the first bytes of a jsonl file, 10 MB where nothing is said, and fails at the
+# first span after them if all of those were null. So it is told to look at the whole file, or at as much as this.
+LOOK_AT_BYTES = 2**30
+
 
 def _parts(files: Iterable[str]) -> dict[str, str]:
     """The hub's configurations, each with its file: two of a BEIR folder, whose qrels are of another format."""
@@ -28,6 +32,7 @@ def render_card(manifest: dict[str, Any], descriptions: Sequence[tuple[str, int]
     return environment.get_template("README.md.j2").render(
         **manifest,
         parts=_parts(manifest["files"]),
+        look_at_bytes=LOOK_AT_BYTES,
         descriptions=[(" ".join(description.split()), records) for description, records in descriptions],
         query_prompt=query_prompt(descriptions[0][0]),
         passage_prompt=format_passage("", ""),

@@ -295,6 +295,21 @@ def test_copies_of_the_query_in_titles_are_named_where_they_are_not_masked(ledge
         assert "`positive_title_span`" in (tmp_path / export_format / "README.md").read_text().split("## Columns")[0]
 
 
+def test_a_column_that_is_null_for_long_and_then_is_not_can_be_loaded(ledger: Ledger, tmp_path: Path) -> None:
+    last = ledger.rows[-1]
+    query = "a query of its own that no passage has"
+    with ledger.engine.begin() as connection:
+        connection.execute(update(passages).values(text=passages.c.text + "a long passage " * 1_000))
+        connection.execute(
+            update(passages).where(passages.c.passage_id == UUID(last["positive_id"])).values(title=f"Of {query}")
+        )
+        connection.execute(update(queries).where(queries.c.query_id == UUID(last["query_id"])).values(query_text=query))
+    export_run(ledger.engine, ledger.run.run_id, 1, ExportFormat.JSONL, tmp_path / "jsonl")
+
+    spans = load(tmp_path / "jsonl", tmp_path / "cache")["positive_title_span"]
+    assert list(spans) == [None] * (RECORDS - 1) + [[3, 3 + len(query)]]
+
+
 def test_the_card_names_the_masking_and_the_prompts(ledger: Ledger, tmp_path: Path) -> None:
     for export_format in ExportFormat:
         export_run(ledger.engine, ledger.run.run_id, 1, export_format, tmp_path / export_format)
