@@ -19,7 +19,7 @@ from typing import Any
 class SlowQdrant:
     url: str = ""
     slow: set[str] = field(default_factory=set)  # ends of the paths that get no answer; "" is all of them
-    timed_out: bool = False  # says itself that each call took too long
+    status: int = 200  # 408: says itself that each call took too long; 429: has too many
     searches: list[int] = field(default_factory=list)  # how many each call held
     points: list[int] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
@@ -51,7 +51,9 @@ def slow_qdrant() -> Iterator[SlowQdrant]:
             result = state.answer(path, body)
             about = {"title": "qdrant", "version": version("qdrant-client")}
             answer = json.dumps(about if path == "/" else {"result": result, "status": "ok", "time": 0}).encode()
-            self.send_response(408 if state.timed_out else 200)
+            self.send_response(state.status)
+            if state.status == 429:
+                self.send_header("Retry-After", "1")
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()

@@ -16,6 +16,7 @@ from uuid import UUID
 
 import httpx  # what qdrant_client's errors come from
 from qdrant_client import QdrantClient, models
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from services.retriever.embed import Vectors
@@ -70,6 +71,8 @@ def _qdrant() -> Iterator[QdrantClient]:
             if isinstance(error.source, httpx.ReadTimeout) and _answers():
                 raise TooSlowError(f"Qdrant answers, but took longer than {TIMEOUT_S} s over a call") from error
             raise TransientError(f"Qdrant did not answer: {error}") from error
+        except ResourceExhaustedResponse as error:  # 429 with a time to wait
+            raise TransientError(f"Qdrant cannot answer now: {error}") from error
         except UnexpectedResponse as error:
             if error.status_code == 408:  # a limit of the server's own
                 raise TooSlowError(f"Qdrant took longer than it allows for a call: {error}") from error

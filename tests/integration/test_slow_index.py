@@ -63,8 +63,12 @@ def test_a_call_that_takes_too_long_is_told_from_a_server_that_is_away(qdrant: S
     with pytest.raises(TooSlowError, match=r"longer than 1 s"):
         vector_index.nearest("points", [VECTOR], 20, inf)
 
-    qdrant.slow, qdrant.timed_out = set(), True
+    qdrant.slow, qdrant.status = set(), 408
     with pytest.raises(TooSlowError, match="than it allows"):
+        vector_index.nearest("points", [VECTOR], 20, inf)
+
+    qdrant.status = 429
+    with pytest.raises(TransientError, match="cannot answer now"):
         vector_index.nearest("points", [VECTOR], 20, inf)
 
     qdrant.slow = {""}  # as one that is frozen
