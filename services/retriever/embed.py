@@ -1,7 +1,7 @@
 """Turns queries and passages into vectors with the run's embedder, one model kept per process.
 
-A model that has prompts was trained with task descriptions, so it gets Gecko's text formats. One without prompts, like
-all-MiniLM-L6-v2, gets plain text, which is what it was trained on.
+A model whose prompts are Gecko's was trained with task descriptions and titles, so it gets them. Another gets its own
+prompts, if it has any, before plain text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from shared.errors import SettingError
 from shared.models import resolve_model
 from shared.records import Passage, TaskQuery
-from shared.text_format import format_passage, format_query
+from shared.text_format import format_passage, format_query, own_prompts, plain_passage
 
 Vectors = npt.NDArray[np.float32]
 
@@ -42,18 +42,20 @@ def embed_queries(embedder: str, queries: Sequence[TaskQuery]) -> Vectors:
     """Unit vectors `(Q, D)` of the queries, each with its task description where the model knows them."""
     with _lock:
         model = _model(embedder)
-        if model.prompts.get("query"):
+        own = own_prompts(model.prompts, model.default_prompt_name)
+        if own.is_gecko:
             return _encode(model, [format_query(q.task_description, q.query_text) for q in queries])
-        return _encode(model, [q.query_text for q in queries])
+        return _encode(model, [q.query_text for q in queries], own.query)
 
 
 def embed_passages(embedder: str, passages: Sequence[Passage]) -> Vectors:
     """Unit vectors `(P, D)` of the passages."""
     with _lock:
         model = _model(embedder)
-        if model.prompts.get("document"):
+        own = own_prompts(model.prompts, model.default_prompt_name)
+        if own.is_gecko:
             return _encode(model, [format_passage(p.title, p.text) for p in passages])
-        return _encode(model, [f"{p.title} {p.text}".strip() for p in passages])
+        return _encode(model, [plain_passage(p.title, p.text) for p in passages], own.document)
 
 
 def dimension(embedder: str) -> int:
@@ -63,8 +65,13 @@ def dimension(embedder: str) -> int:
     return found
 
 
-def _encode(model: SentenceTransformer, texts: Sequence[str]) -> Vectors:
-    # encode sorts by length itself; the empty prompt keeps a model's default prompt away from our formats
+def _encode(model: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> Vectors:
+    # encode sorts by length itself; an empty prompt keeps a model's default prompt away from our formats
     return model.encode(
-        list(texts), prompt="", batch_size=32, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
+        list(texts),
+        prompt=prompt,
+        batch_size=32,
+        normalize_embeddings=True,
+        show_progress_bar=False,
+        convert_to_numpy=True,
     ).astype(np.float32)

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import httpx  # what qdrant_client's errors come from
 from qdrant_client import QdrantClient, models
-from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from services.retriever.embed import Vectors
@@ -59,24 +59,25 @@ def open_index() -> None:
 
 
 @contextmanager
-def _qdrant() -> Iterator[QdrantClient]:
+def _qdrant(*, by_the_shard: bool = False) -> Iterator[QdrantClient]:
     """The client for the calls of the block. What a server in trouble causes is a TransientError.
 
-    A call that takes too long while the server answers others is a TooSlowError: fewer at a time may be the remedy.
+    With `by_the_shard`, where a smaller shard asks for less, a call that takes too long while the server answers others
+    is a TooSlowError.
     """
     with _lock if settings().qdrant_url is None else nullcontext():
         try:
             yield _client()
         except ResponseHandlingException as error:
-            if isinstance(error.source, httpx.ReadTimeout) and _answers():
+            if by_the_shard and isinstance(error.source, httpx.ReadTimeout) and _answers():
                 raise TooSlowError(f"Qdrant answers, but took longer than {TIMEOUT_S} s over a call") from error
             raise TransientError(f"Qdrant did not answer: {error}") from error
         except ResourceExhaustedResponse as error:  # 429 with a time to wait
             raise TransientError(f"Qdrant cannot answer now: {error}") from error
         except UnexpectedResponse as error:
-            if error.status_code == 408:  # a limit of the server's own
+            if by_the_shard and error.status_code == 408:  # a limit of the server's own
                 raise TooSlowError(f"Qdrant took longer than it allows for a call: {error}") from error
-            if error.status_code == 429 or (error.status_code or 0) >= 500:
+            if error.status_code in (408, 429) or (error.status_code or 0) >= 500:
                 raise TransientError(f"Qdrant cannot answer now: {error}") from error
             raise
 
@@ -85,7 +86,7 @@ def _answers() -> bool:
     """Whether the server answers a call that costs it nothing."""
     try:
         _client().info()
-    except (ResponseHandlingException, UnexpectedResponse):
+    except (QdrantException, ResponseHandlingException, UnexpectedResponse):
         return False
     return True
 
@@ -132,7 +133,7 @@ def upsert(collection: str, ids: Sequence[UUID], vectors: Vectors) -> None:
     """Stores vectors `(N, D)`; doing it twice changes nothing."""
     for start in range(0, len(ids), POINTS):
         part = slice(start, start + POINTS)
-        with _qdrant() as client:
+        with _qdrant(by_the_shard=True) as client:
             client.upsert(
                 collection,
                 models.Batch(ids=[str(id_) for id_ in ids[part]], vectors=vectors[part].tolist()),
@@ -192,7 +193,7 @@ def _search(
     for start in range(0, len(requests), SEARCHES):
         if time.monotonic() > deadline:
             raise TooSlowError("the searches of this shard take longer than a shard may")
-        with _qdrant() as client:
+        with _qdrant(by_the_shard=True) as client:
             answers += client.query_batch_points(collection, requests[start : start + SEARCHES])
     return [
         sorted(

@@ -22,7 +22,7 @@ from torch import Tensor
 from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.encoder import encode, tokenize
 from services.trainer.mixture import Record, RecordSource, make_example
-from services.trainer.prompts import put_before
+from services.trainer.prompts import leaves_prompts_out, of, put_before
 
 MOST_QUERIES = 200
 FEWEST_QUERIES = 20  # with fewer a share is chosen by chance: none are held out
@@ -92,7 +92,9 @@ def choose_share(
         "development_queries": len(held_out),
         "development_ndcg@10": {f"{share:g}": round(value, 4) for share, value in found.items()},
     }
-    if config.prompts != Prompts.OWN:
+    own = of(model)
+    same = config.prompts == Prompts.OWN or (config.prompts == Prompts.GECKO and own.is_gecko)
+    if not same and not leaves_prompts_out(model):
         as_it_is = config.model_copy(update={"prompts": Prompts.OWN})
         mix(model, tuned, base, 0.0)
         of_base = _ndcg_at_10(model, *_texts(held_out, as_it_is), as_it_is)

@@ -52,6 +52,8 @@ def _start(spec: dict[str, Any], others: ExitStack, tell: Callable[[dict[str, An
     peer = others.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
     assert peer.stdin is not None  # noqa: S101 - a pipe
     assert peer.stdout is not None  # noqa: S101 - a pipe
+    # it ends when this closes; Popen would first close what `_watch` is reading, and wait for that for ever
+    others.callback(peer.stdin.close)
     peer.stdin.write(orjson.dumps(spec) + b"\n")
     peer.stdin.flush()
     threading.Thread(target=_watch, args=(peer, peer.stdout, spec["rank"], tell), daemon=True).start()

@@ -21,7 +21,7 @@ from shared.masking import Span, mask, mask_title
 from shared.records import Passage
 from shared.reviews import reviewed_records
 from shared.schema import passages, queries, runs
-from shared.text_format import format_passage, format_query
+from shared.text_format import format_passage, format_query, plain_passage
 
 WINDOW = 4096  # records in memory; at the usual 2 to 5 KB each some 20 MB
 
@@ -88,7 +88,7 @@ class RecordSource(Protocol):
 
 def format_passage_text(prompts: str, title: str, text: str) -> str:
     """A passage as a model with these prompts reads it; `own` ones are put before it later."""
-    return format_passage(title, text) if prompts == "gecko" else f"{title} {text}".strip()
+    return format_passage(title, text) if prompts == "gecko" else plain_passage(title, text)
 
 
 def make_example(record: Record, config: TrainingConfig, epoch: int) -> Example:

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from shared.text_format import format_passage
+from shared.text_format import DOCUMENT_PROMPT
 
 FACTS_FILE = "training.json"
 FOLDER = "path/to/this/folder"
@@ -26,7 +26,7 @@ def render(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> st
     facts = dict(facts)
     config, dims = dict(facts.pop("config")), facts.pop("dims")
     mixture, sources = config.pop("mixture", None), facts.pop("sources", {})
-    plain_mean, prompts = facts.pop("plain_mean", False), facts.pop("prompts")
+    plain_mean, prompts = facts.pop("plain_mean", False), facts.pop("prompts", {"query": "", "document": ""})
     base = config["model_name_or_path"]
     return f"""---
 library_name: sentence-transformers
@@ -130,7 +130,7 @@ curl http://127.0.0.1:8000/v1/embeddings --header 'content-type: application/jso
 
 
 def _format_note(prompts: Mapping[str, str]) -> str:
-    if prompts["document"] == format_passage("", ""):
+    if prompts["document"] == DOCUMENT_PROMPT:
         return (
             "`encode_query` writes `task: {task description} | query: {query}`, `encode_document` writes\n"
             '`title: none | text: {text}`. A passage with a title is `title: {title} | text: {text}`, with `prompt=""`.'

@@ -21,7 +21,7 @@ from services.trainer.beir import BeirData
 from services.trainer.compare import Measured, mean_differences
 from services.trainer.embed import OnProgress, embed
 from services.trainer.metrics import DEPTH, METRICS, ranking_metrics
-from shared.text_format import format_passage
+from shared.text_format import DOCUMENT_PROMPT, format_passage, plain_passage
 
 QUERIES_AT_ONCE = 64
 
@@ -80,9 +80,9 @@ def passage_texts(model: SentenceTransformer, data: BeirData) -> tuple[list[str]
     A model with the document prompt `title: none | text: ` (Fretwork's, EmbeddingGemma's) gets the title in its place.
     Any other gets title and text, joined by a blank as BEIR does, behind its own prompt if it has one.
     """
-    if model.prompts.get("document") == format_passage("", ""):
+    if model.prompts.get("document") == DOCUMENT_PROMPT:
         return [format_passage(passage.title, passage.text) for passage in data.passages], ""
-    return [f"{passage.title} {passage.text}".strip() for passage in data.passages], None
+    return [plain_passage(passage.title, passage.text) for passage in data.passages], None
 
 
 def search(queries: Tensor, passages: Tensor, depth: int = DEPTH) -> Iterator[list[int]]:

@@ -33,7 +33,7 @@ from services.trainer.export import export_model
 from services.trainer.mixture import Position, Record, RecordSource
 from services.trainer.onnx_file import check_can_write_onnx
 from services.trainer.peers import ALONE, Peers
-from services.trainer.prompts import put_before
+from services.trainer.prompts import resolved
 from services.trainer.step import add_gradient
 from shared.errors import FretworkError, SettingError
 
@@ -94,8 +94,8 @@ def train(
         check_can_write_onnx()
     torch.manual_seed(config.seed)  # a base may lack weights that its class has, as BERT's pooler: these are drawn
     model = ready_for_training(load_model(config.model_name_or_path))
+    config = resolved(model, config)
     weight_by_dim = _checked_dims(config, model)
-    put_before(model, config)
     # the data sees the whole batch, of which each process encodes its share
     whole = {"per_device_train_batch_size": config.per_device_train_batch_size * peers.size}
     held_out, source = hold_out(source) if config.interpolation is None else ([], source)
@@ -248,9 +248,10 @@ def _resume(
         raise SettingError(
             f"{checkpoint} is of another configuration: a training resumes from its own checkpoints only"
         )
-    if stored["processes"] != processes:
+    wrote = stored.get("processes", 1)  # before 0.1.0 nobody wrote it down
+    if wrote != processes:
         raise SettingError(
-            f"{checkpoint} was written on {stored['processes']} GPUs or processes, and this machine has {processes}: "
+            f"{checkpoint} was written on {wrote} GPUs or processes, and this machine has {processes}: "
             "its batches would be others. Go on with as many (CUDA_VISIBLE_DEVICES hides some), or train anew"
         )
     model.load_state_dict(stored["model"])

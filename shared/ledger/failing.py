@@ -51,7 +51,7 @@ def release(connection: Connection, held: Claim, error: Exception, delay_s: floa
     ).scalar_one()
     too_slow = isinstance(error, TooSlowError) and len(held.item_ids) > 1
     if too_slow or (isinstance(error, SetbackError) and setbacks >= MAX_SETBACKS):
-        _divide(connection, held, "call_failed", _storable(str(error)))
+        _divide(connection, held, "call_failed", _storable(str(error)), delay_s)
 
 
 def fail(connection: Connection, held: Claim, error: Exception) -> None:
@@ -141,7 +141,7 @@ def reap(connection: Connection) -> list[UUID]:
     return reaped
 
 
-def _divide(connection: Connection, lost: Claim, reason: str, detail: str) -> None:
+def _divide(connection: Connection, lost: Claim, reason: str, detail: str, delay_s: float = 0.0) -> None:
     """Halves a shard that cannot be done, until the item that it is about stands alone, and ends with the reason."""
     by_id = {"shard_id": lost.shard_id}
     if lost.stage not in RUN_STAGES:
@@ -160,11 +160,14 @@ def _divide(connection: Connection, lost: Claim, reason: str, detail: str) -> No
         if lost.stage == Stage.RELABEL and lost.label_version == 1:  # never judged, so no version has a record of it
             _drop_in_other_versions(connection, lost.run_id, lost.item_ids[0])
     else:
-        _halve(connection, lost)
+        _halve(connection, lost, delay_s=delay_s)
 
 
-def _halve(connection: Connection, whole: Claim, failures: int = 0) -> None:
-    """Puts two ready shards in a shard's place. `failures` is how many a half begins with; a lone item, with none."""
+def _halve(connection: Connection, whole: Claim, failures: int = 0, delay_s: float = 0.0) -> None:
+    """Puts two shards in a shard's place, ready after `delay_s`.
+
+    `failures` is how many a half begins with; a lone item, with none.
+    """
     half = len(whole.item_ids) // 2
     connection.execute(text("DELETE FROM shards WHERE shard_id = :shard_id"), {"shard_id": whole.shard_id})
     halves = add_shards(
@@ -177,10 +180,10 @@ def _halve(connection: Connection, whole: Claim, failures: int = 0) -> None:
     )
     connection.execute(
         text(
-            "UPDATE shards SET state = 'ready', failures = CASE WHEN item_count > 1 THEN :failures ELSE 0 END "
-            "WHERE shard_id = ANY(:ids)"
+            "UPDATE shards SET state = 'ready', failures = CASE WHEN item_count > 1 THEN :failures ELSE 0 END, "
+            "not_before = now() + make_interval(secs => :delay_s) WHERE shard_id = ANY(:ids)"
         ),
-        {"ids": halves, "failures": failures},
+        {"ids": halves, "failures": failures, "delay_s": delay_s},
     )
 
 

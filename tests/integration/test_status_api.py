@@ -29,7 +29,7 @@ from services.status.examples import EXAMPLES
 from shared import ledger
 from shared.counts import add_up
 from shared.database import make_engine
-from shared.errors import SettingError
+from shared.errors import SettingError, TransientError
 from shared.records import Dropped, RunConfig
 from shared.runs import Run, start_run
 from shared.schema import shards
@@ -123,6 +123,18 @@ def test_a_run_is_shown_as_the_ledger_has_it(engine: Engine, client: TestClient,
 
     assert client.get(f"/runs/{run.run_id}").json()["run"] == "ten-1"
     assert client.get("/runs/latest").json()["run"] == f"ten-{RUNS}"
+
+
+def test_the_page_says_why_shards_went_back(engine: Engine, client: TestClient, runs: list[Run]) -> None:
+    run = runs[0]
+    with engine.begin() as connection:
+        of_index = select(shards.c.shard_id).where(shards.c.run_id == run.run_id, shards.c.stage == Stage.INDEX)
+        held = ledger.claim(connection, connection.execute(of_index).scalars().first(), "me", 45)  # type: ignore[arg-type]
+        assert held is not None
+        ledger.release(connection, held, TransientError("Qdrant is <away>"), 5)
+    shown = client.get(f"/page/runs/{run.name}").text
+    assert "1 of index, for TransientError: Qdrant is &lt;away&gt;" in shown
+    assert "Shards given back last" not in client.get(f"/page/runs/{runs[1].name}").text
 
 
 def test_counts_that_do_not_add_up_are_said_not_to(engine: Engine, client: TestClient, runs: list[Run]) -> None:

@@ -230,6 +230,16 @@ def test_one_of_two_processes_that_is_killed_ends_the_training_with_its_name(
     assert error["message"] == "the training's process 1 was killed by SIGKILL"
 
 
+def test_an_error_of_the_first_of_two_processes_is_told_while_the_other_waits(
+    specification: dict[str, Any], tmp_path: Path
+) -> None:
+    missing = {"sources": [{"kind": "pair", "name": "x", "task_description": "t", "path": "/nowhere/corpus.jsonl"}]}
+    with Child("train", together(specification, tmp_path / "2", mixture=missing)) as child:
+        (line,) = child.lines()
+        assert child.process.wait(10) == 1
+    assert (line["type"], line["error_type"]) == ("error", "InvalidInputError")
+
+
 def test_an_error_is_the_last_line(specification: dict[str, Any]) -> None:
     missing = {"sources": [{"kind": "pair", "name": "x", "task_description": "t", "path": "/nowhere/corpus.jsonl"}]}
     with Child("train", {**specification, "config": {**specification["config"], "mixture": missing}}) as child:

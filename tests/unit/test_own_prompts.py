@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
+import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling
 
+from services.retriever.embed import embed_passages, embed_queries
 from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.mixture_config import FretSource, Mixture
-from services.trainer.prompts import PutBefore, exported_prompts, put_before
+from services.trainer.prompts import exported_prompts, put_before, resolved
 from services.trainer.train import train
 from shared.errors import SettingError
+from shared.records import Passage, TaskQuery
+from shared.text_format import DOCUMENT_PROMPT, PutBefore
 from tests.records_in_memory import Records
 from tests.unit.datasets_in_files import LABELLED, dataset_source, jsonl
 from tests.unit.test_train import config, records
@@ -70,17 +75,27 @@ def test_symmetric_targets_stand_behind_the_queries_prompt(base: str, bare: str,
     assert first_loss("own", base, "own", "") == first_loss("written", bare, "none", OWN.query)
 
 
-def test_a_base_whose_vectors_leave_its_prompts_out_is_refused(base: str) -> None:
+def test_a_base_whose_vectors_leave_its_prompts_out_is_trained_without_them(base: str, tmp_path: Path) -> None:
     model = SentenceTransformer(base)
     assert put_before(model, TrainingConfig()) == OWN
     assert put_before(model, TrainingConfig(prompts=Prompts.NONE)) == PutBefore()
-    (pooling,) = (module for module in model if isinstance(module, Pooling))
-    pooling.include_prompt = False
+    model.set_pooling_include_prompt(False)
+    model.save_pretrained(str(tmp_path / "base"))
     with pytest.raises(SettingError, match="leaves its prompts out of its vectors"):
-        put_before(model, TrainingConfig(model_name_or_path="base"))
+        train(config(str(tmp_path / "base"), prompts="own"), records(), tmp_path / "own")
+    facts = train(config(str(tmp_path / "base"), num_train_epochs=1, prompts="none"), records(200), tmp_path / "none")
+    assert "base_with_own_prompts" not in facts["development_ndcg@10"]
 
 
-def test_geckos_prompts_have_mtebs_names_for_symmetric_data(bare: str, tmp_path: Path) -> None:
+def test_a_base_whose_own_prompts_are_geckos_gets_task_descriptions_and_titles(bare: str) -> None:
+    model = SentenceTransformer(bare)
+    assert resolved(model, TrainingConfig()).prompts == Prompts.OWN
+    model.prompts = {"query": "task: search result | query: ", "document": DOCUMENT_PROMPT}
+    assert resolved(model, TrainingConfig()).prompts == Prompts.GECKO
+    assert resolved(model, TrainingConfig(prompts=Prompts.NONE)).prompts == Prompts.NONE
+
+
+def test_prompts_have_mtebs_names_for_symmetric_data(bare: str, tmp_path: Path) -> None:
     file = jsonl(tmp_path / "rows.jsonl", [])
     sources = (
         FretSource(kind="fret"),
@@ -95,3 +110,24 @@ def test_geckos_prompts_have_mtebs_names_for_symmetric_data(bare: str, tmp_path:
         "Classification": "task: task of classification | query: ",
         "STS": "task: task of nli | query: ",
     }
+    own = TrainingConfig(mixture=Mixture(sources=sources))
+    assert exported_prompts(SentenceTransformer(bare), own, "search result") == {"query": "", "document": ""}
+    prompted = SentenceTransformer(bare)
+    prompted.prompts = {"query": OWN.query, "document": OWN.document}
+    found = exported_prompts(prompted, own, "search result")
+    assert found == {"query": OWN.query, "document": OWN.document, "Classification": OWN.query, "STS": OWN.query}
+
+
+def test_an_embedder_with_prompts_of_its_own_is_asked_with_them(base: str, bare: str) -> None:
+    query = TaskQuery(UUID(int=1), UUID(int=2), 0, "search result", "how to open a file")
+    passage = Passage(UUID(int=2), "Files", "open(path) returns a file object.")
+    model = SentenceTransformer(base)
+    assert embed_queries(base, [query])[0] == pytest.approx(unit(model.encode_query(query.query_text)), abs=1e-6)
+    assert embed_passages(base, [passage])[0] == pytest.approx(
+        unit(model.encode_document("Files open(path) returns a file object.")), abs=1e-6
+    )
+    assert embed_queries(base, [query])[0] != pytest.approx(embed_queries(bare, [query])[0], abs=1e-3)
+
+
+def unit(vector: Any) -> Any:
+    return vector / np.linalg.norm(vector)
