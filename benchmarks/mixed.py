@@ -79,7 +79,7 @@ def measured(home: Path, banking77: Path, stsb: Path) -> list[dict[str, Any]]:
     ratio = first(on_demo["after"], "ndcg@10") / first(on_demo["before"], "ndcg@10")
     accuracy = first(on_banking77["after"], "accuracy") - first(on_banking77["before"], "accuracy")
     spearman = first(on_stsb["after"], "cosine_spearman") - first(on_stsb["before"], "cosine_spearman")
-    delta = first(demo["delta"], "ndcg@10")
+    delta = first(demo["after"], "ndcg@10") - first(demo["before"], "ndcg@10")
     of_demo = {name: demo[name] for name in ("before", "after", "delta_ci95", "policy")}
     return [
         figure("demo_ndcg10_delta", "nDCG@10, after less before", 0.06, [delta], [of_demo]),
