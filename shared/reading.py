@@ -128,7 +128,7 @@ def list_records(
                        candidate_ids, ql_scores, rc_scores
                 FROM fret_records JOIN queries USING (run_id, query_id)
                 WHERE run_id = :run_id AND label_version = :label_version
-                  AND (CAST(:after AS uuid) IS NULL OR query_id > :after)
+                  AND (CAST(:after AS uuid) IS NULL OR fret_records.query_id > :after AND queries.query_id > :after)
                   AND (CAST(:moved AS boolean) IS NULL OR positive_changed = :moved)
                   AND (CAST(:disagree AS boolean) IS NULL
                        OR (positive_ql_rank > 1 OR positive_rc_rank > 1) = :disagree)

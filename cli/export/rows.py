@@ -34,7 +34,8 @@ def read_rows(
     page = (
         select(*columns.values())
         .join_from(of_version, queries, (queries.c.run_id == run_id) & (queries.c.query_id == of_version.c.query_id))
-        .where(of_version.c.query_id > bindparam("after"))
+        # of both tables: a bound on one is not taken over to the other, which a merge join would read from its start
+        .where(of_version.c.query_id > bindparam("after"), queries.c.query_id > bindparam("after"))
         .order_by(of_version.c.query_id)
         .limit(batch_records)
     )

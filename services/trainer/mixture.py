@@ -191,7 +191,10 @@ class LedgerRecords:
 
     def _after(self, columns: Select[Any], after: UUID | None, limit: int) -> Select[Any]:
         statement = columns.join(queries, self._with_query).order_by(self._of.c.query_id).limit(limit)
-        return statement if after is None else statement.where(self._of.c.query_id > after)
+        if after is None:
+            return statement
+        # of both tables: a bound on one is not taken over to the other, which a merge join would read from its start
+        return statement.where(self._of.c.query_id > after, queries.c.query_id > after)
 
     def _records(self, statement: Select[Any]) -> list[Record]:
         with self._engine.connect() as connection:
