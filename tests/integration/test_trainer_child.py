@@ -217,6 +217,7 @@ def test_two_processes_train_as_one_with_their_batch(specification: dict[str, An
     assert SentenceTransformer(both["model_dir"]).encode("sort a list").shape == (32,)
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_that_is_killed_ends_the_training_with_its_name(
     specification: dict[str, Any], tmp_path: Path
 ) -> None:
