@@ -54,6 +54,7 @@ class World:
     extra: dict[str, Child] = field(default_factory=dict)
     did: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    held: set[str] = field(default_factory=set)  # tables that a harm has locked
     lost: dict[tuple[UUID, int], float] = field(default_factory=dict)  # claims of killed processes: when it was
 
     @property
@@ -168,6 +169,9 @@ def _freeze(world: World, event: Event) -> Harm:
 def _freeze_in_transaction(world: World, event: Event) -> Harm:
     """The same while it finishes a shard: the server has to end its transaction, which holds the shard's row."""
     table = "queries" if event.target.startswith("generator") else "fret_records"
+    while table in world.held:  # by a harm like this one: we would wait for ourselves
+        yield WAITING
+    world.held.add(table)
     try:
         with world.stack.engine.connect() as connection:
             while (pid := (yield from _until_it_writes(world, event, connection, table))) is None:
@@ -177,6 +181,8 @@ def _freeze_in_transaction(world: World, event: Event) -> Harm:
             connection.rollback()
     except (OperationalError, ProcessLookupError):
         return  # PostgreSQL was restarted meanwhile, or the process killed
+    finally:
+        world.held.remove(table)
     while (held := world.claims_of(pid)) is None:
         yield BEGUN
     if held:
