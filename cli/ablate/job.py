@@ -36,12 +36,13 @@ def run_ablation(engine: Engine, run: Run, training: TrainingConfig, data: BeirF
     policies = dict.fromkeys(recipe.policy for recipe in RECIPES)
     by_policy = {policy: _label_version(engine, run, policy) for policy in policies}
     versions = {recipe: by_policy[recipe.policy] for recipe in RECIPES}
-    with engine.begin() as connection:
+    with engine.connect() as connection:
         records = count_records(connection, run, set(versions.values()))
-        started = {
-            recipe: _training_run(connection, run, version, recipe.training(training), output / recipe.name)
-            for recipe, version in versions.items()
-        }
+    started = {}
+    for recipe, version in versions.items():
+        with engine.begin() as connection:  # one after the other: they are trained in the order that they are shown in
+            asked = recipe.training(training)
+            started[recipe] = _training_run(connection, run, version, asked, output / recipe.name)
     trained = {
         recipe: watch_shard(engine, "training_runs", training_run_id, f"training {recipe.name}")
         for recipe, training_run_id in started.items()
