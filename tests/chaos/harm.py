@@ -90,6 +90,14 @@ class World:
         found = [record for record in records if record.name == name and record.find() is not None]
         return found[0].pid if found else None
 
+    def finished(self, held: set[tuple[UUID, int]]) -> set[tuple[UUID, int]] | None:
+        """Those of the claims whose holder has finished the shard itself, or None while PostgreSQL is away."""
+        rows = self.rows(
+            "SELECT shard_id, claim_seq FROM shards WHERE state = 'done' AND shard_id = ANY(:ids)",
+            ids=[shard_id for shard_id, _ in held],
+        )
+        return None if rows is None else held & {(row.shard_id, row.claim_seq) for row in rows}
+
     def rows(self, statement: str, **values: object) -> list[Row[Any]] | None:
         """What the ledger says, or None while PostgreSQL is away."""
         try:
@@ -224,13 +232,21 @@ def _thaw(world: World, event: Event, pid: int, held: set[tuple[UUID, int]]) -> 
     """Continues a stopped process once one of its shards was taken from it."""
     log = world.log_of(event.target)
     seen = log.stat().st_size
+    lost: set[tuple[UUID, int]] = set()
     try:
-        while (still := world.claims_of(pid)) is None or held <= still:
+        while held and not lost:
             yield BEGUN
+            still = world.claims_of(pid)
+            finished = world.finished(held)
+            if still is not None and finished is not None:
+                held = held - finished  # a commit that was under way when the process stopped
+                lost = held - still
     finally:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
-    taken = {str(shard_id) for shard_id, _ in held - still}
+    if not lost:
+        return
+    taken = {str(shard_id) for shard_id, _ in lost}
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if world.alive(event.target) != pid:
