@@ -105,6 +105,7 @@ def theirs(
             warmup_steps=round(asked.warmup_ratio * -(-len(triplets) // given.batch)),
             num_train_epochs=1,
             bf16=settings.startswith("fast") and autocast_dtype(model.device) is not None,
+            use_cpu=model.device.type == "cpu",  # without it bf16 is refused there
             seed=SEED,
             save_strategy="no",
             report_to="none",
