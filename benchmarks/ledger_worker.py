@@ -127,7 +127,15 @@ def _relabel(claim: Claim) -> Output:
         ]
         judged[item.query.query_id] = Judged(judgements, JUDGE)
         record = FRetRecord(
-            item.query.query_id, item.candidate_ids[0], (item.candidate_ids[-1],), 1, 1, 2.0, 0.1, 0.7, None, (None,)
+            query_id=item.query.query_id,
+            positive_id=item.candidate_ids[0],
+            negative_ids=(item.candidate_ids[-1],),
+            positive_ql_rank=1,
+            positive_rc_rank=1,
+            positive_fused_score=2.0,
+            seed_fused_score=0.1,
+            runner_up_fused_score=0.7,
+            negative_spans=(None,),
         )
         records.append((record, True))
 

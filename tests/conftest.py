@@ -14,7 +14,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import redis
-from sqlalchemy import make_url
+from sqlalchemy import Engine, create_engine, make_url
 
 from cli.stack import postgres
 from cli.stack.processes import StackError
@@ -55,6 +55,14 @@ def database_url(postgres_url: str, _template: str) -> Iterator[str]:
     """The URL of a migrated, empty database for this test alone."""
     with fresh_database(postgres_url, _template) as url:
         yield url
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """An engine on `database_url`."""
+    made = create_engine(database_url)
+    yield made
+    made.dispose()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from shared.text_format import format_passage, query_prompt
+from shared.text_format import DOCUMENT_PROMPT, query_prompt
 
 # `datasets` takes a column's type from the first bytes of a jsonl file, 10 MB where nothing is said, and fails at the
 # first span after them if all of those were null. So it is told to look at the whole file, or at as much as this.
@@ -35,5 +35,5 @@ def render_card(manifest: dict[str, Any], descriptions: Sequence[tuple[str, int]
         look_at_bytes=LOOK_AT_BYTES,
         descriptions=[(" ".join(description.split()), records) for description, records in descriptions],
         query_prompt=query_prompt(descriptions[0][0]),
-        passage_prompt=format_passage("", ""),
+        passage_prompt=DOCUMENT_PROMPT,
     )

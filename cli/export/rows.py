@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Text, any_, bindparam, cast, select
+from sqlalchemy import ColumnElement, Connection, Text, bindparam, cast, select
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.types import Uuid
 
+from shared.database import one_of
 from shared.masking import copied_span
 from shared.reviews import reviewed_records
 from shared.schema import passages, queries
@@ -49,8 +49,7 @@ def read_rows(
 def _load_passages(connection: Connection, corpus_id: UUID, records: Sequence[Any]) -> dict[UUID, Any]:
     wanted = {id_ for record in records for id_ in (record.seed_passage_id, record.positive_id, *record.negative_ids)}
     statement = select(passages.c.passage_id, passages.c.source_id, passages.c.title, passages.c.text).where(
-        passages.c.corpus_id == corpus_id,
-        passages.c.passage_id == any_(bindparam("wanted", list(wanted), type_=ARRAY(Uuid))),
+        passages.c.corpus_id == corpus_id, one_of(passages.c.passage_id, wanted)
     )
     return {row.passage_id: row for row in connection.execute(statement).all()}
 

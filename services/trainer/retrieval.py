@@ -17,11 +17,12 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
+from services.trainer import prompts
 from services.trainer.beir import BeirData
 from services.trainer.compare import Measured, mean_differences
 from services.trainer.embed import OnProgress, embed
 from services.trainer.metrics import DEPTH, METRICS, ranking_metrics
-from shared.text_format import DOCUMENT_PROMPT, format_passage, plain_passage
+from shared.text_format import format_passage, plain_passage
 
 QUERIES_AT_ONCE = 64
 
@@ -80,7 +81,7 @@ def passage_texts(model: SentenceTransformer, data: BeirData) -> tuple[list[str]
     A model with the document prompt `title: none | text: ` (Fretwork's, EmbeddingGemma's) gets the title in its place.
     Any other gets title and text, joined by a blank as BEIR does, behind its own prompt if it has one.
     """
-    if model.prompts.get("document") == DOCUMENT_PROMPT:
+    if prompts.of(model).is_gecko:
         return [format_passage(passage.title, passage.text) for passage in data.passages], ""
     return [plain_passage(passage.title, passage.text) for passage in data.passages], None
 

@@ -59,15 +59,14 @@ class DatasetExamples:
         """The row's example; of more negatives than a step has room for others are drawn in every epoch."""
         negatives = row["negatives"]
         if len(negatives) > MOST_NEGATIVES:
-            rng = random.Random(f"{self._config.seed}:{self._source.name}:{epoch}:{number}")  # noqa: S311
-            negatives = rng.sample(negatives, MOST_NEGATIVES)
+            negatives = self._rng(epoch, number).sample(negatives, MOST_NEGATIVES)
         return TextExample(**{**row, "negatives": tuple(negatives)})
 
     def _of_labels(self, numbers: Sequence[tuple[int, int]]) -> list[Example]:
         """A text, another of its label and one of another label; drawn anew in every epoch."""
         drawn, labels = [], []
         for epoch, number in numbers:
-            rng = random.Random(f"{self._config.seed}:{self._source.name}:{epoch}:{number}")  # noqa: S311
+            rng = self._rng(epoch, number)
             label = bisect_right(self._starts, number) - 1
             start, size = self._starts[label], self._starts[label + 1] - self._starts[label]
             positive = start + (number - start + rng.randrange(1, size)) % size
@@ -79,6 +78,10 @@ class DatasetExamples:
             write_example(self._source, self._config, TextExample(text, positive, negatives=(negative,)), label)
             for text, positive, negative, label in zip(texts[::3], texts[1::3], texts[2::3], labels, strict=True)
         ]
+
+    def _rng(self, epoch: int, number: int) -> random.Random:
+        """For the choices of one example in one epoch."""
+        return random.Random(f"{self._config.seed}:{self._source.name}:{epoch}:{number}")  # noqa: S311
 
     def _read(self, numbers: list[int]) -> list[dict[str, Any]]:
         columns = self._dataset[numbers]

@@ -10,12 +10,12 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, select, text
+from sqlalchemy import Engine, select, text
 
 from cli.corpus import version as corpus_version
 from cli.corpus.lines import Rule, Skipped
@@ -34,13 +34,6 @@ Line = tuple[str, str, str]  # _id, title, text
 A: Line = ("a", "Alpha", "the first letter of the Greek alphabet")
 B: Line = ("b", "", "the second letter")
 C: Line = ("c", "Gamma", "the third; the third again")
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    made = create_engine(database_url)
-    yield made
-    made.dispose()
 
 
 def jsonl(folder: Path, lines: Sequence[Line | bytes], name: str = "passages.jsonl") -> Path:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from sqlalchemy import Engine, create_engine, insert
+from sqlalchemy import Engine, insert
 
 from cli.corpus.store import import_corpus
 from cli.demo.figures import Scores, read_figures
@@ -16,13 +14,6 @@ from shared.runs import start_run, start_training
 from shared.schema import fret_records, queries, training_curve
 
 TEXTS = ("The kettle boils.", "Green tea is brewed.", "A bicycle has two wheels.")
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    made = create_engine(database_url)
-    yield made
-    made.dispose()
 
 
 def test_ranks_scores_and_the_curve(engine: Engine, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, event, insert, text
+from sqlalchemy import Connection, Engine, event, insert, text
 
 from cli.corpus.store import import_corpus
 from cli.export.rows import read_rows
@@ -20,13 +20,6 @@ from shared.schema import fret_records, queries
 from tests.passages import write_corpus
 
 RECORDS, PAGE = 2000, 10
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    made = create_engine(database_url)
-    yield made
-    made.dispose()
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, insert, select, text
+from sqlalchemy import Connection, Engine, insert, select, text
 
 from cli.corpus.store import import_corpus
 from shared import ledger
@@ -35,13 +34,6 @@ from shared.schema import queries, shards
 from shared.stages import RUN_STAGES, Stage
 
 LEASE_S = 30.0
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    made = create_engine(database_url)
-    yield made
-    made.dispose()
 
 
 @pytest.fixture
@@ -200,8 +192,7 @@ def test_permanent_errors_of_an_item_count_and_the_third_is_death(engine: Engine
 
 
 def test_an_item_that_raises_is_dead_alone(engine: Engine, run: Run) -> None:
-    with engine.connect() as connection:
-        items = set(state_of(engine, shard_of(connection, run, Stage.GENERATE))["item_ids"])  # type: ignore[call-overload]
+    items = items_of_a_shard(engine, run)
     poison = max(items)
     tries = 0
     while holders := holding(engine, poison):
@@ -213,10 +204,7 @@ def test_an_item_that_raises_is_dead_alone(engine: Engine, run: Run) -> None:
     with engine.connect() as connection:
         (dead,) = dead_shards(connection, run.run_id, limit=2)
         assert (dead.items, dead.error_message, dead.failures) == (1, "no such letter", 3)
-        still_open = connection.execute(
-            text("SELECT unnest(item_ids) FROM shards WHERE stage = 'generate' AND state = 'ready'")
-        ).scalars()
-        assert items - {poison} <= set(still_open), "the innocent items are still to be done, each once"
+    assert items - {poison} <= still_open(engine), "the innocent items are still to be done, each once"
 
 
 def test_an_error_that_many_shards_have_halves_none(engine: Engine, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,17 +254,13 @@ def test_three_losses_split_a_shard_down_to_the_item_that_kills(engine: Engine, 
             assert conservation(connection, run.run_id).holds
     with engine.connect() as connection:
         dropped = connection.execute(text("SELECT item_id, reason FROM drops")).all()
-        still_open = connection.execute(
-            text("SELECT unnest(item_ids) FROM shards WHERE stage = 'generate' AND state = 'ready'")
-        ).scalars()
         assert [tuple(row) for row in dropped] == [(poison, "killed_worker")]
-        assert items - {poison} <= set(still_open), "the innocent items are still to be done, each once"
+    assert items - {poison} <= still_open(engine), "the innocent items are still to be done, each once"
 
 
 def test_what_shares_a_process_with_an_item_that_kills_is_not_lost_with_it(engine: Engine, run: Run) -> None:
     """A process of four slots dies whenever the poison is in one of them, and all that it held is lost each time."""
-    with engine.connect() as connection:
-        poison = max(state_of(engine, shard_of(connection, run, Stage.GENERATE))["item_ids"])  # type: ignore[call-overload]
+    poison = max(items_of_a_shard(engine, run))
     for life in range(200):
         with engine.connect() as connection:
             ready = connection.execute(
@@ -308,8 +292,7 @@ def test_what_shares_a_process_with_an_item_that_kills_is_not_lost_with_it(engin
 
 
 def test_setbacks_split_a_shard_down_to_the_item_that_they_are_about(engine: Engine, run: Run) -> None:
-    with engine.connect() as connection:
-        items = set(state_of(engine, shard_of(connection, run, Stage.GENERATE))["item_ids"])  # type: ignore[call-overload]
+    items = items_of_a_shard(engine, run)
     poison = max(items)
     setbacks = 0
     while holders := holding(engine, poison):
@@ -322,10 +305,7 @@ def test_setbacks_split_a_shard_down_to_the_item_that_they_are_about(engine: Eng
     with engine.connect() as connection:
         dropped = connection.execute(text("SELECT item_id, reason, detail FROM drops")).all()
         assert [tuple(row) for row in dropped] == [(poison, "call_failed", "the server answers 500 to this")]
-        still_open = connection.execute(
-            text("SELECT unnest(item_ids) FROM shards WHERE stage = 'generate' AND state = 'ready'")
-        ).scalars()
-        assert items - {poison} <= set(still_open), "the innocent items are still to be done, each once"
+    assert items - {poison} <= still_open(engine), "the innocent items are still to be done, each once"
 
 
 def test_an_endpoint_that_is_away_is_no_setback(engine: Engine, run: Run) -> None:
@@ -337,6 +317,21 @@ def test_an_endpoint_that_is_away_is_no_setback(engine: Engine, run: Run) -> Non
             ledger.release(connection, held, error, delay_s=0)
     seen = state_of(engine, shard_id)
     assert (seen["state"], seen["failures"], seen["losses"], seen["setbacks"]) == ("ready", 0, 0, 0)
+
+
+def items_of_a_shard(engine: Engine, run: Run) -> set[UUID]:
+    """Those of the first generate shard."""
+    with engine.connect() as connection:
+        first = shard_of(connection, run, Stage.GENERATE)
+    items: list[UUID] = state_of(engine, first)["item_ids"]  # type: ignore[assignment]
+    return set(items)
+
+
+def still_open(engine: Engine) -> set[UUID]:
+    """The items of all generate shards that may be claimed."""
+    with engine.connect() as connection:
+        ready = text("SELECT unnest(item_ids) FROM shards WHERE stage = 'generate' AND state = 'ready'")
+        return set(connection.execute(ready).scalars())
 
 
 def holding(engine: Engine, item_id: UUID) -> list[UUID]:

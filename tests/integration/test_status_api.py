@@ -18,7 +18,7 @@ import pytest
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from pydantic import TypeAdapter
-from sqlalchemy import Engine, create_engine, select, text
+from sqlalchemy import Engine, select, text
 
 from cli.corpus.store import import_corpus
 from cli.stack.processes import free_port
@@ -41,13 +41,6 @@ RUNS = 5
 HERE = "http://127.0.0.1"
 THIS_MACHINE = ("127.0.0.1", 50000)
 JSON = "application/json"
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    made = create_engine(database_url)
-    yield made
-    made.dispose()
 
 
 @pytest.fixture

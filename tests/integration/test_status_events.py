@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, text
 
 from cli.corpus.store import import_corpus
 from cli.stack.processes import free_port
@@ -25,13 +25,6 @@ from shared import ledger
 from shared.records import Dropped, RunConfig
 from shared.runs import Run, pause_run, start_run
 from tests.servers import until
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    made = create_engine(database_url)
-    yield made
-    made.dispose()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from sentence_transformers import SentenceTransformer
-from sqlalchemy import Engine, create_engine, insert
+from sqlalchemy import Engine, insert
 
 from cli.corpus.store import import_corpus
 from services.trainer.mixture import LedgerRecords
@@ -33,13 +33,6 @@ CONFIG = {
     "passage_max_len": 48,
     "checkpoint_every_s": 0,
 }
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = create_engine(database_url)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture
