@@ -61,6 +61,7 @@ def add_shards(
 ) -> list[UUID]:
     """-> waiting, or -> ready where the stage has no barrier. Ids come from `parent`, so adding twice adds once."""
     state = "waiting" if ROUTES[stage].after else "ready"
+    rung_at = "now" if rung and state == "ready" else None  # PostgreSQL reads `now` as the transaction's time
     rows = [
         {
             "shard_id": shard_id(parent, stage, label_version, number),
@@ -70,16 +71,12 @@ def add_shards(
             "state": state,
             "item_ids": list(group),
             "item_count": len(group),
+            "rung_at": rung_at,
         }
         for number, group in enumerate(groups)
     ]
-    if not rows:
-        return []
     insert_rows(connection, shards, rows, new_only=True)
-    added = [shard_id(parent, stage, label_version, number) for number in range(len(rows))]
-    if rung and state == "ready":
-        connection.execute(text("UPDATE shards SET rung_at = now() WHERE shard_id = ANY(:ids)"), {"ids": added})
-    return added
+    return [shard_id(parent, stage, label_version, number) for number in range(len(rows))]
 
 
 def claim(connection: Connection, shard_id: UUID, worker: str, lease_s: float) -> Claim | None:

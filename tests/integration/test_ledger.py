@@ -6,7 +6,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Connection, Engine, insert, select, text
@@ -429,6 +429,22 @@ def test_doorbells_are_rung_once_until_long_ago(engine: Engine, run: Run) -> Non
     with engine.begin() as connection:
         connection.execute(text("UPDATE shards SET rung_at = now() - interval '31 s'"))
         assert len(ledger.to_ring(connection, stages, 100, again_after_s=30)) == 6
+
+
+def test_a_worker_rings_itself_for_the_shard_that_its_own_makes_ready(engine: Engine, run: Run) -> None:
+    """The dispatcher would ring a second time within a tick, were it not noted; and if the ring is lost, it must."""
+    item = uuid4()
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE shards SET state = 'done'"))
+        (dedup,) = ledger.add_shards(connection, run.run_id, Stage.DEDUP, [[item]], parent=item)
+        connection.execute(text("UPDATE shards SET state = 'ready' WHERE shard_id = :id"), {"id": dedup})
+    held = claimed(engine, dedup)
+    with engine.begin() as connection:
+        (relabel,) = ledger.finish(connection, held, [], [item])
+    with engine.begin() as connection:
+        assert ledger.to_ring(connection, [Stage.RELABEL], 4, again_after_s=30) == []
+        connection.execute(text("UPDATE shards SET rung_at = rung_at - interval '31 s'"))
+        assert [c.shard_id for c in ledger.to_ring(connection, [Stage.RELABEL], 4, again_after_s=30)] == [relabel]
 
 
 def test_a_finished_run_is_done_and_not_before(engine: Engine, run: Run) -> None:
