@@ -26,12 +26,6 @@ PROMPTS = ["Passage: the cat sat\n\nQuery:", "Passage: a dog 😀\n\nQuery:", "P
 
 
 @pytest.fixture
-def stub() -> Iterator[StubLLM]:
-    with StubLLM() as running:
-        yield running
-
-
-@pytest.fixture
 def connect() -> Iterator[Callable[..., ServerLLM]]:
     made: list[Transport] = []
 
