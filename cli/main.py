@@ -81,6 +81,9 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except OperationalError as error:
         reason = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
+        code = getattr(error.orig, "sqlstate", None)
+        if code and not code.startswith(("08", "57P")):  # it did answer: its disk is full, a statement was ended
+            sys.exit(f"error: the database says: {reason}")
         sys.exit(
             f"error: the database did not answer: {reason}. Is FRETWORK_DATABASE_URL right, or `fretwork up` running?"
         )

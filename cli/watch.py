@@ -14,6 +14,7 @@ import typer
 from rich.live import Live
 from rich.table import Table
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from cli.context import progress_console, say
 from shared.errors import FretworkError, RunPausedError
@@ -24,6 +25,8 @@ from shared.stages import Stage
 REFRESH_S = 0.5
 LINE_EVERY_S = 10.0
 IDLE_AFTER_S = 60.0  # longer than a lease: a killed worker's shard is back by then
+
+AWAY_S = 300.0
 
 Seen = TypeVar("Seen")
 
@@ -102,9 +105,29 @@ def wait_for(engine: Engine, run_id: UUID, name: str) -> None:
         raise typer.Exit(3)
 
 
+def _patient(look: Callable[[], Seen]) -> Callable[[], Seen]:
+    """The same, through a restart of the database: it is asked again for AWAY_S before its error is the caller's."""
+
+    def answered() -> Seen:
+        away_since, told = time.monotonic(), False
+        while True:
+            try:
+                return look()
+            except (OperationalError, InterfaceError):
+                if time.monotonic() - away_since > AWAY_S:
+                    raise
+                if not told:
+                    say("the database does not answer: waiting for it")
+                told = True
+                time.sleep(REFRESH_S)
+
+    return answered
+
+
 def _until_done(
     look: Callable[[], tuple[bool, Seen]], table: Callable[[Seen], Table], line: Callable[[Seen], str]
 ) -> Seen:
+    look = _patient(look)
     if progress_console.is_terminal:
         with Live(console=progress_console, auto_refresh=False) as live:
             while True:
@@ -158,7 +181,8 @@ def watch_shard(engine: Engine, table: str, item_id: UUID, what: str) -> dict[st
 
     seen = _until_done(look, as_table, line)
     if seen["state"] == "dead":
-        raise FretworkError(f"{what} failed: {seen['error_message']}")
+        again = f"`fretwork run retry RUN --shard {parameters['shard_id']}` goes on from its last checkpoint"
+        raise FretworkError(f"{what} failed: {seen['error_message']}" + (f"; {again}" if stage == Stage.TRAIN else ""))
     result: dict[str, Any] = seen["result"]
     return result
 

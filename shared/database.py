@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -21,10 +23,17 @@ from sqlalchemy import (
     literal,
     text,
 )
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from shared.errors import TransientError
 from shared.migrate import check_version
 from shared.settings import settings
 
+# what goes away by itself: a server that is away or starts anew, and what our own code says is of that kind
+_TRANSIENT = (TransientError, OperationalError, InterfaceError, PoolTimeoutError, ConnectionError, TimeoutError)
+# what the system says, and SQLite, which is the local Qdrant's; libraries hide the number behind errors of their own
+_DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "disk is full")
 TCP_IDLE_S = 30  # and 15 more until a connection that nobody answers counts as gone
 
 
@@ -39,7 +48,14 @@ def make_engine(database_url: str) -> Engine:
         pool_size=8,
         max_overflow=8,
         hide_parameters=True,
-        connect_args={"connect_timeout": 10},
+        # a server's machine that vanishes says nothing: libpq would wait for its answer for hours
+        connect_args={
+            "connect_timeout": 10,
+            "keepalives_idle": TCP_IDLE_S,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 1000 * (TCP_IDLE_S + 15),
+        },
     )
     event.listen(made, "handle_error", _leave_out_rows)
     return made
@@ -76,6 +92,11 @@ def _let_go_of_the_frozen(connection: Any, _: Any) -> None:
         f"SET tcp_keepalives_idle = {TCP_IDLE_S}; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
     )
     connection.commit()
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether it goes away without a change to the work: a server that is away, a disk that is full."""
+    return isinstance(error, _TRANSIENT) or any(said in str(error) for said in _DISK_FULL)
 
 
 def one_of(column: ColumnElement[Any], values: Collection[Any]) -> ColumnElement[bool]:

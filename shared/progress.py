@@ -214,9 +214,13 @@ _RUN = """
     SELECT corpora.name AS corpus, runs.created_at, finished_at, state
     FROM runs JOIN corpora USING (corpus_id) WHERE run_id = :run_id
 """
+# its trainings are no part of it; each of ten thousand lone items may have a message of its own
 _DEAD = """
-    SELECT stage, count(*) AS shards, error_type, error_message FROM shards
-    WHERE run_id = :run_id AND state = 'dead' GROUP BY stage, error_type, error_message ORDER BY 1, 3, 4
+    SELECT * FROM (
+        SELECT stage, count(*) AS shards, error_type, error_message FROM shards
+        WHERE run_id = :run_id AND state = 'dead' AND stage = ANY(:stages)
+        GROUP BY stage, error_type, error_message ORDER BY shards DESC, 1, 3, 4 LIMIT 50
+    ) AS most ORDER BY 1, 3, 4
 """
 # shards given back last have the latest not_before: a hundred of each stage show them, whatever the run's size
 _GIVEN_BACK = """

@@ -1,4 +1,4 @@
-"""Starts what the pipeline works on: runs, training runs and evaluations; pauses, resumes and cancels runs.
+"""Starts runs; pauses, resumes and cancels them.
 
 Everything that a start needs is one transaction in SQL, so a corpus of any size costs the caller no memory.
 """
@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import Any
-from uuid import UUID, uuid4, uuid5
+from uuid import UUID, uuid5
 
-from sqlalchemy import Connection, func, insert, select, text
+from sqlalchemy import Connection, insert, select, text
 
-from shared import ledger
 from shared.budget import find_budget, set_limits
 from shared.errors import FretworkError, NotDoneError, NotFoundError, SettingError
 from shared.records import NAMESPACE, RunConfig
-from shared.schema import corpora, evaluations, label_versions, reviews, runs, training_runs
+from shared.schema import corpora, label_versions, runs
 from shared.settings import settings
 from shared.stages import Stage
 
@@ -136,10 +135,13 @@ def _lock_corpus(connection: Connection, corpus_name: str) -> None:
     connection.execute(select(corpora.c.corpus_id).where(corpora.c.name == corpus_name).with_for_update())
 
 
-def find_unfinished(connection: Connection, corpus_name: str, config: RunConfig) -> Run | None:
+def find_unfinished(
+    connection: Connection, corpus_name: str, config: RunConfig, *, or_done: bool = False
+) -> Run | None:
     """The newest run of the same fingerprint, corpus and configuration, that is running or paused; None where none is.
 
-    No other run of this corpus starts before the transaction ends. Raises NotFoundError without such a corpus.
+    `or_done`: or, where none is, that is done. No other run of this corpus starts before the transaction ends. Raises
+    NotFoundError without such a corpus.
     """
     _lock_corpus(connection, corpus_name)
     wanted = draft_run(connection, corpus_name, config)
@@ -148,9 +150,9 @@ def find_unfinished(connection: Connection, corpus_name: str, config: RunConfig)
         .where(
             runs.c.corpus_id == wanted.corpus_id,
             runs.c.fingerprint == wanted.fingerprint,
-            runs.c.state.in_(("running", "paused")),
+            runs.c.state.in_(("running", "paused", *(["done"] if or_done else []))),
         )
-        .order_by(runs.c.created_at.desc(), runs.c.name)
+        .order_by(runs.c.state == "done", runs.c.created_at.desc(), runs.c.name)
         .limit(1)
     ).scalar_one_or_none()
     return find_run(connection, found) if found else None
@@ -261,40 +263,3 @@ def _shard_passages(connection: Connection, run: Run, stage: Stage, size: int) -
             **_sample_of(run, size),
         },
     )
-
-
-def start_training(
-    connection: Connection,
-    run: Run,
-    label_version: int,
-    config: dict[str, Any],
-    output_dir: str,
-    *,
-    reviewed: bool = True,
-) -> UUID:
-    """A training run over one label version of a run's records, and its shard in the trainer's queue.
-
-    `reviewed`: whether it reads the records as people's reviews have left them by now, or as they were labelled.
-    """
-    newest = select(func.coalesce(func.max(reviews.c.review_id), 0)).scalar_subquery()
-    training_run_id = uuid4()
-    connection.execute(
-        insert(training_runs).values(
-            training_run_id=training_run_id,
-            run_id=run.run_id,
-            label_version=label_version,
-            reviews_until=newest if reviewed else 0,
-            config=config,
-            output_dir=output_dir,
-        )
-    )
-    ledger.add_shards(connection, run.run_id, Stage.TRAIN, [[training_run_id]], parent=training_run_id)
-    return training_run_id
-
-
-def start_evaluation(connection: Connection, config: dict[str, Any]) -> UUID:
-    """An evaluation of a model, and its shard in the trainer's queue."""
-    evaluation_id = uuid4()
-    connection.execute(insert(evaluations).values(evaluation_id=evaluation_id, config=config))
-    ledger.add_shards(connection, None, Stage.EVALUATE, [[evaluation_id]], parent=evaluation_id)
-    return evaluation_id

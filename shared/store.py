@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select
 from shared.database import one_of
 from shared.records import Passage, TaskQuery
 from shared.runs import Run
-from shared.schema import corpus_terms, passages, queries
+from shared.schema import corpus_terms, fret_records, passages, queries
 from shared.terms import CorpusStatistics
 
 
@@ -75,6 +75,16 @@ def load_queries(connection: Connection, run: Run, query_ids: Sequence[UUID]) ->
         for row in rows
     }
     return [found[query_id] for query_id in query_ids if query_id in found]
+
+
+def recorded_query_ids(connection: Connection, run: Run, query_ids: Sequence[UUID]) -> list[UUID]:
+    """Those of the queries that have a record by the run's first labelling."""
+    with_record = select(fret_records.c.query_id).where(
+        fret_records.c.run_id == run.run_id,
+        fret_records.c.label_version == 1,
+        one_of(fret_records.c.query_id, query_ids),
+    )
+    return list(connection.execute(with_record).scalars())
 
 
 def retrieved_query_ids(connection: Connection, run: Run, first: UUID, limit: int = 512) -> list[UUID]:

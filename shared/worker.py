@@ -19,12 +19,11 @@ import structlog
 from celery.signals import worker_init, worker_ready, worker_shutdown
 from sqlalchemy import Connection
 from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from shared import heartbeat, lease, ledger, metrics
 from shared.celery_app import ring
-from shared.database import engine
-from shared.errors import FretworkError, LeaseLostError, RunPausedError, TransientError
+from shared.database import engine, is_transient
+from shared.errors import FretworkError, LeaseLostError, RunPausedError
 from shared.ledger import Claim
 from shared.records import Dropped
 from shared.settings import settings
@@ -35,7 +34,6 @@ _claiming = threading.Lock()
 
 RETRY_AFTER_TRANSIENT_S = 5.0
 NICENESS = 10  # on a machine that is full, who keeps the leases and who watches come first
-TRANSIENT = (TransientError, OperationalError, InterfaceError, PoolTimeoutError, ConnectionError, TimeoutError)
 
 
 @worker_init.connect  # type: ignore[untyped-decorator]
@@ -92,7 +90,8 @@ def perform(stage: Stage, shard_id: str, work: Callable[[Claim], Output]) -> Non
     """
     queue = ROUTES[stage].queue
     lease.consumed(queue)
-    with _claiming, engine().begin() as connection:
+    # one statement is a transaction by itself: BEGIN and COMMIT would be two more answers to wait for
+    with _claiming, engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         held = ledger.claim(connection, UUID(shard_id), heartbeat.worker_name(queue), settings().lease_s)
     if held is None:
         return
@@ -123,7 +122,7 @@ def perform(stage: Stage, shard_id: str, work: Callable[[Claim], Output]) -> Non
 
 def _give_back(held: Claim, error: Exception) -> str:
     """Returns how the shard ended, for the metrics."""
-    transient = isinstance(error, TRANSIENT)
+    transient = is_transient(error)
     try:
         with engine().begin() as connection:
             if isinstance(error, RunPausedError):

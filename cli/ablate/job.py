@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,7 +16,8 @@ from shared.budget import find_budget
 from shared.errors import InvalidInputError, NotDoneError
 from shared.labels import add_label_version
 from shared.records import LabelPolicy
-from shared.runs import Run, start_training
+from shared.runs import Run
+from shared.trainings import find_training, start_training
 
 
 def run_ablation(engine: Engine, run: Run, training: TrainingConfig, data: BeirFolder, output: Path) -> dict[str, Any]:
@@ -107,29 +107,10 @@ def _training_run(
 
     Raises InvalidInputError where something else stands in its place.
     """
-    stored = config.model_dump(mode="json")
+    asked = (connection, run, label_version, config.model_dump(mode="json"), str(output_dir))
     there = output_dir.exists()
-    found: UUID | None = connection.execute(
-        text(
-            """
-            SELECT training_run_id FROM training_runs
-            JOIN shards ON shards.run_id = training_runs.run_id AND stage = 'train'
-                       AND item_ids = ARRAY[training_run_id]
-            WHERE training_runs.run_id = :run_id AND training_runs.label_version = :label_version
-              AND config = CAST(:config AS jsonb) AND output_dir = :output_dir AND reviews_until = 0
-              AND state <> 'dead' AND (state <> 'done' OR :there)
-            ORDER BY training_runs.created_at DESC LIMIT 1
-            """
-        ),
-        {
-            "run_id": run.run_id,
-            "label_version": label_version,
-            "config": json.dumps(stored),
-            "output_dir": str(output_dir),
-            "there": there,
-        },
-    ).scalar_one_or_none()
+    # reviews are of one labelling each: a recipe that has some would train on other queries than the next
+    found = find_training(*asked, reviewed=False, done=there)
     if found is None and there:
         raise InvalidInputError(output_dir, None, "it exists already, from another training: name another --output")
-    # reviews are of one labelling each: a recipe that has some would train on other queries than the next
-    return found or start_training(connection, run, label_version, stored, str(output_dir), reviewed=False)
+    return found or start_training(*asked, reviewed=False)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 
 from cli.context import Context, progress_console, say
 from cli.corpus.lines import Skipped
 from cli.corpus.remove import read_ids, remove_passages
 from cli.corpus.store import import_corpus
-from shared.schema import corpora
+from shared.schema import corpora, runs
 
 app = typer.Typer(no_args_is_help=True, help="Corpora: named sets of passages.")
 
@@ -54,12 +54,13 @@ def add(
             on_skipped=name_skipped,
             on_progress=lambda done: status.update(f"importing {path}: {done:,} passages"),
         )
+        following = _next(engine, name, changed=report.added > 0)
     skipped = "".join(f", {number:,} skipped ({rule})" for rule, number in sorted(report.skipped.items()))
     typer.echo(
         f"corpus {report.corpus}: {report.passage_count:,} passages ({report.added:,} added, {report.unchanged:,} "
         f"unchanged, {report.duplicates:,} duplicates left out{skipped})"
     )
-    say(f"next: fretwork run start --corpus {report.corpus} --wait")
+    say(f"next: fretwork {following} --wait")
 
 
 @app.command()
@@ -80,12 +81,22 @@ def remove(
     named = [(source_id, "--source-id", None) for source_id in source_ids or ()]
     with settings.database() as engine:
         report = remove_passages(engine, name, chain(named, read_ids(ids) if ids else ()))
+        following = _next(engine, name, changed=report.removed > 0)
     gone = f", {report.gone:,} gone before" if report.gone else ""
     typer.echo(
         f"corpus {report.corpus}: {report.passage_count:,} passages ({report.removed:,} removed{gone}), "
         f"version {report.version}"
     )
-    say(f"next: fretwork run start --corpus {report.corpus} --wait")
+    say(f"next: fretwork {following} --wait")
+
+
+def _next(engine: Engine, corpus: str, *, changed: bool) -> str:
+    """A run on a changed corpus takes over what an earlier one has; one from scratch would ask the LLM for it all."""
+    newest = select(runs.c.name).join(corpora, corpora.c.corpus_id == runs.c.corpus_id)
+    newest = newest.where(corpora.c.name == corpus, runs.c.state == "done").order_by(runs.c.created_at.desc()).limit(1)
+    with engine.connect() as connection:
+        run = connection.execute(newest).scalar_one_or_none()
+    return f"run update {run}" if run and changed else f"run start --corpus {corpus}"
 
 
 @app.command("list")

@@ -10,6 +10,7 @@ from uuid import UUID
 import psycopg
 from sqlalchemy import Connection, text
 
+from shared.errors import FretworkError
 from shared.terms import passage_terms
 
 BATCH_PASSAGES = 1_000
@@ -32,10 +33,15 @@ def lock_corpus(connection: Connection, corpus_id: UUID, name: str) -> int:
 
 
 def copy_rows(connection: Connection, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Raises FretworkError where PostgreSQL cannot take them, as with a full disk; it quotes none of them."""
     driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
-    with driver.cursor() as cursor, cursor.copy(statement) as copy:
-        for row in rows:
-            copy.write_row(row)
+    try:
+        with driver.cursor() as cursor, cursor.copy(statement) as copy:
+            for row in rows:
+                copy.write_row(row)
+    except psycopg.Error as error:
+        said = error.diag.message_primary or str(error).strip()
+        raise FretworkError(f"the database did not take the corpus: {said}; nothing of it was kept") from None
 
 
 def close_version(connection: Connection, corpus_id: UUID, version: int) -> None:

@@ -21,6 +21,7 @@ from cli.export.card import render_card
 from cli.export.parquet_jsonl import SCHEMA, write_jsonl, write_parquet
 from cli.export.rows import ExportRow, read_rows
 from cli.export.sentence_transformers import triplet_columns, write_triplets
+from shared.durably import rename_durably
 from shared.errors import InvalidInputError, NotFoundError
 from shared.labels import find_policy
 from shared.records import LabelPolicy
@@ -80,7 +81,7 @@ def export_run(
             (partial / "manifest.json").write_bytes(orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
             card = render_card(manifest, _task_descriptions(connection, run_id, label_version))
             (partial / "README.md").write_text(card, encoding="utf-8")
-            partial.rename(output_dir)
+            rename_durably(partial, output_dir)
         except OSError as error:  # as with a full disk
             shutil.rmtree(partial)
             raise InvalidInputError(output_dir, None, f"cannot be written: {error.strerror or error}") from error

@@ -23,7 +23,8 @@ from shared.errors import InvalidInputError, NotDoneError, SettingError
 from shared.labels import find_policy
 from shared.models import as_given
 from shared.reviews import DROPPED, count_reviews
-from shared.runs import find_run, start_training
+from shared.runs import find_run
+from shared.trainings import find_training, start_training
 
 
 def train(
@@ -103,13 +104,22 @@ def train(
                 raise NotDoneError(
                     f"run {found.name} is not done yet: watch it with `fretwork run status {found.name}`"
                 )
-            training_run_id = start_training(
-                connection, found, label_version, config.model_dump(mode="json"), str(output)
-            )
+            asked = (connection, found, label_version, config.model_dump(mode="json"), str(output))
+            under_way = find_training(*asked)
+            training_run_id = under_way or start_training(*asked)
             dropped = count_reviews(connection, found.run_id, label_version).get("dropped")
         if dropped:
             say(f"{dropped:,} records left out: {DROPPED}")
-        watch_shard(engine, "training_runs", training_run_id, "training")
+        if under_way:
+            say("this training was started before: going on with it")
+        try:
+            watch_shard(engine, "training_runs", training_run_id, "training")
+        except KeyboardInterrupt:
+            say(
+                "not ended: it goes on as soon as a trainer works, and the same command shows it again; "
+                f"`fretwork run cancel {found.name} --trainings` ends it"
+            )
+            raise
     typer.echo(output)
     say(f"next: fretwork evaluate {output} --beir DIR --baseline {model_name_or_path} --card")
 

@@ -10,16 +10,17 @@ from sqlalchemy import Engine
 
 from cli.watch import watch_shard
 from services.trainer.config import EvaluationConfig, TrainingConfig
-from shared.runs import Run, start_evaluation, start_training
+from shared.runs import Run
+from shared.trainings import find_training, start_evaluation, start_training
 
 
 def train_and_watch(
     engine: Engine, run: Run, label_version: int, config: TrainingConfig, output_dir: Path, what: str
 ) -> UUID:
-    """The training run's id. Raises FretworkError where it fails."""
+    """The training run's id; one of the same arguments is gone on with. Raises FretworkError where it fails."""
     with engine.begin() as connection:
-        stored = config.model_dump(mode="json")
-        training_run_id = start_training(connection, run, label_version, stored, str(output_dir))
+        asked = (connection, run, label_version, config.model_dump(mode="json"), str(output_dir))
+        training_run_id = find_training(*asked, done=output_dir.exists()) or start_training(*asked)
     watch_shard(engine, "training_runs", training_run_id, what)
     return training_run_id
 

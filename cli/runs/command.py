@@ -27,6 +27,7 @@ from shared.progress import conservation, describe, list_runs, stage_progress
 from shared.reading import count_dead, dead_shards
 from shared.records import LabelPolicy, RunConfig
 from shared.runs import cancel_run, find_run, find_unfinished, pause_run, resume_run, start_run
+from shared.trainings import cancel_trainings
 
 app = typer.Typer(no_args_is_help=True, help="Runs: from a corpus to FRet records.")
 
@@ -69,7 +70,11 @@ def start(
     ] = None,
     resume_: Annotated[
         Resume,
-        typer.Option("--resume", help="go on with the newest unfinished run of the same corpus and settings"),
+        typer.Option(
+            "--resume",
+            help="go on with the newest unfinished run of the same corpus and settings; if_possible also takes one "
+            "that is done, and starts one where there is none",
+        ),
     ] = Resume.NEVER,
     max_tokens: MaxTokens = None,
     max_hours: MaxHours = None,
@@ -79,7 +84,7 @@ def start(
     Prints the run's name. Without --wait it is worked on by the workers of `fretwork up`.
 
     A run whose tokens or time are used up is paused and keeps all that it has: `fretwork run resume` goes on with it,
-    and so does the same command with --resume if_possible, which makes a script safe to run again.
+    and so does the same command with --resume if_possible, which makes a script safe to run again, --rounds and all.
     """
     config = settle(parse_config(assignments or []))
     settings: Context = context.obj
@@ -92,8 +97,12 @@ def start(
         with engine.begin() as connection:
             if follow is not None:
                 config = config.model_copy(update={"follows": find_run(connection, follow).run_id})
-            run = None if resume_ is Resume.NEVER else find_unfinished(connection, corpus, config)
-            if run is not None:
+            run = None
+            if resume_ is not Resume.NEVER:
+                run = find_unfinished(connection, corpus, config, or_done=resume_ is Resume.IF_POSSIBLE)
+            if run is not None and run.state == "done":
+                say(f"{run.name} is done already")
+            elif run is not None:
                 resume_run(connection, run, max_tokens=max_tokens, max_hours=max_hours)
                 say(f"{run.name} goes on")
             elif resume_ is Resume.ALWAYS:
@@ -211,7 +220,10 @@ def retry(
     run: Annotated[str, typer.Argument(help="the run's name, or `latest`")],
     shard: Annotated[UUID | None, typer.Option(help="only this one, as `run dead` names it")] = None,
 ) -> None:
-    """Put a run's dead shards back to work, once what ended them is mended."""
+    """Put a run's dead shards back to work, once what ended them is mended.
+
+    A training on its records is put back where --shard names it, and goes on from its last checkpoint.
+    """
     settings: Context = context.obj
     with settings.database() as engine, engine.begin() as connection:
         found = find_run(connection, run)
@@ -235,13 +247,25 @@ def pause(context: typer.Context, run: Annotated[str, typer.Argument(help="the r
 def cancel(
     context: typer.Context,
     run: Annotated[str, typer.Argument(help="the run's name, or `latest`")],
+    trainings: Annotated[
+        bool, typer.Option("--trainings", help="end the trainings on its records instead; the run stays as it is")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
 ) -> None:
-    """End a run for good. What it has so far stays, and may be exported; it cannot be resumed or trained on."""
+    """End a run for good. What it has so far stays, and may be exported; it cannot be resumed or trained on.
+
+    With --trainings it ends those on its records, which wait or are at work: `fretwork run dead` names them then, and
+    `fretwork run retry RUN --shard ID` goes on with one from its last checkpoint.
+    """
     settings: Context = context.obj
     with settings.database() as engine:
         with engine.connect() as connection:
             found = find_run(connection, run)
+        if trainings:
+            with engine.begin() as connection:
+                ended = cancel_trainings(connection, found)
+            typer.echo(f"{ended:,} trainings on {found.name} are cancelled")
+            return
         if not yes:
             typer.confirm(f"cancel {found.name} for good?", abort=True)
         with engine.begin() as connection:

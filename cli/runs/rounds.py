@@ -17,13 +17,13 @@ from cli.watch import watch_run
 from services.trainer.config import TrainingConfig
 from shared.labels import add_label_version
 from shared.records import LabelPolicy
-from shared.runs import Run, start_run
+from shared.runs import Run, find_unfinished, resume_run, start_run
 
 
 def next_round(engine: Engine, corpus: str, run: Run, folder: Path) -> Run:
     """Trains `folder`/`run.name` on a finished run and starts the run that retrieves with it.
 
-    Raises FretworkError where the training fails.
+    What an earlier call has of both is gone on with. Raises FretworkError where the training fails.
     """
     output = folder.absolute() / run.name
     with engine.begin() as connection:
@@ -34,4 +34,7 @@ def next_round(engine: Engine, corpus: str, run: Run, folder: Path) -> Run:
     say(f"the next round retrieves with {output}")
     config = run.config.model_copy(update={"embedder": str(output), "follows": run.run_id})
     with engine.begin() as connection:
-        return start_run(connection, corpus, config)
+        found = find_unfinished(connection, corpus, config, or_done=True)
+        if found is not None and found.state == "paused":
+            resume_run(connection, found)
+        return found or start_run(connection, corpus, config)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 from celery.signals import worker_init
@@ -93,6 +95,11 @@ def _retrieve(claim: Claim) -> Output:
     return Output(lambda connection: save_candidates(connection, run, candidates), survivors=claim.item_ids)
 
 
+def _recorded(run: Run, query_ids: Sequence[UUID]) -> list[UUID]:
+    with engine().connect() as connection:
+        return store.recorded_query_ids(connection, run, query_ids)
+
+
 def _dedup(claim: Claim) -> Output:
     run, deadline = _run(claim), _deadline(claim)
     own = vector_index.queries_collection(run)
@@ -104,6 +111,7 @@ def _dedup(claim: Claim) -> Output:
             own, vectors[query_id], limit, run.config.near_duplicate_cosine - 1e-4, deadline
         ),
         run.config.near_duplicate_cosine,
+        lambda query_ids: _recorded(run, query_ids),
     )
     gone = {item.item_id for item in dropped}
     return Output(dropped=tuple(dropped), survivors=tuple(q for q in claim.item_ids if q not in gone))

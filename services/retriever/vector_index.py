@@ -92,9 +92,12 @@ def _answers() -> bool:
 
 
 def passages_collection(run: Run) -> str:
-    """Named by corpus, its version and the embedder: a run sees exactly the passages that it was started on."""
+    """Named by what the corpus held and the embedder: a run sees exactly the passages that it was started on.
+
+    Not by the corpus's version: its number comes again, with other passages, where a database is restored or made anew.
+    """
     embedder = hashlib.sha256(model_fingerprint(run.config.embedder).encode()).hexdigest()[:8]
-    return f"passages_{run.corpus_id.hex[:12]}_v{run.corpus_version}_{embedder}"
+    return f"passages_{run.corpus_hash[:24]}_{embedder}"
 
 
 def queries_collection(run: Run) -> str:

@@ -6,7 +6,6 @@ the machine dies at, a folder of that name is complete.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from shared.durably import rename_durably
 
 KEPT = 2
 
@@ -38,24 +39,6 @@ def newest_checkpoint(folders: Iterable[Path]) -> Path | None:
 def load_checkpoint(checkpoint: Path, device: torch.device) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(checkpoint / "state.pt", map_location=device, weights_only=True)
     return state
-
-
-def rename_durably(source: Path, target: Path) -> None:
-    """Moves a folder into its place once all that is in it is on the disk; what stood there goes."""
-    for path in [*source.rglob("*"), source]:
-        _fsync(path)
-    if target.exists():
-        shutil.rmtree(target)
-    source.rename(target)
-    _fsync(target.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:

@@ -3,7 +3,7 @@
 The parent, the trainer's worker, writes one JSON object as the first line of standard input and keeps the pipe open:
 when it closes, because the parent has died, this process ends at once. Standard output carries JSON lines: any number
 of {"type": "progress", …}, then one {"type": "result", …} (exit status 0) or
-{"type": "error", "error_type": …, "message": …} (exit status 1). Logs go to standard error.
+{"type": "error", "error_type": …, "message": …, "transient": …} (exit status 1). Logs go to standard error.
 
     train     {"database_url", "run_id", "label_version", "reviews_until", "config": TrainingConfig, "work_dir",
                "resume_from": [dirs], "about": {…}}; the result is train's facts and "model_dir", from where the parent
@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 from uuid import UUID
 
 import orjson
+import torch
 from transformers.utils.logging import disable_progress_bar
 
 from services.trainer.config import EvaluationConfig, TrainingConfig
@@ -33,8 +34,9 @@ from services.trainer.evaluate import evaluate
 from services.trainer.gpus import ORPHANED, together
 from services.trainer.mixture import LedgerRecords
 from services.trainer.peers import Peers
+from services.trainer.step import GPU_KEPT_TOKENS, out_of_memory
 from services.trainer.train import Progress, train
-from shared.database import make_engine
+from shared.database import is_transient, make_engine
 from shared.errors import InvalidInputError
 
 PROGRESS_EVERY_S = 0.5
@@ -58,7 +60,8 @@ def main() -> int:
         result = {"train": run_training, "evaluate": run_evaluation}[sys.argv[1]](spec, emit)
     except Exception as error:
         traceback.print_exc()
-        emit({"type": "error", "error_type": type(error).__name__, "message": str(error), **_where(error)})
+        told = {"type": "error", "error_type": type(error).__name__, "message": str(error), **_where(error)}
+        emit({**told, "transient": is_transient(error)})
         return 1
     emit({"type": "result", **result})
     return 0
@@ -82,15 +85,19 @@ def _train(spec: dict[str, Any], emit: Emit, peers: Peers) -> dict[str, Any]:
             emit({"type": "progress", **asdict(progress)})
             last = time.monotonic()
 
-    return train(
-        TrainingConfig(**spec["config"]),
-        source,
-        Path(spec["work_dir"]),
-        resume_from=[Path(folder) for folder in spec.get("resume_from", ())],
-        about=spec.get("about"),
-        on_progress=on_progress,
-        peers=peers,
-    )
+    config = TrainingConfig(**spec["config"])
+    try:
+        return train(
+            config,
+            source,
+            Path(spec["work_dir"]),
+            resume_from=[Path(folder) for folder in spec.get("resume_from", ())],
+            about=spec.get("about"),
+            on_progress=on_progress,
+            peers=peers,
+        )
+    except torch.OutOfMemoryError as error:  # where keeping less does not help by itself: the optimizer, the base
+        raise out_of_memory(GPU_KEPT_TOKENS if config.kept_tokens is None else config.kept_tokens, config) from error
 
 
 def run_evaluation(spec: dict[str, Any], emit: Emit) -> dict[str, Any]:

@@ -8,6 +8,7 @@ and at last `result` or `error`.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,12 +48,14 @@ def run_child(
         raise _error(last)
     raise errors.FretworkError(
         f"the {kind} process ended with exit status {child.returncode} and no result; its log is the trainer's"
-        + (
-            ": it was killed, perhaps for want of memory: lower --kept-tokens, then --passage-max-len"
-            if child.returncode == -9
-            else ""
-        )
+        + hint(child.returncode)
     )
+
+
+def hint(exit_status: int) -> str:
+    """What may have ended a process of which nothing else is known."""
+    killed = exit_status == -signal.SIGKILL
+    return ": it was killed, perhaps for want of memory: lower --kept-tokens, then --passage-max-len" if killed else ""
 
 
 def _error(reported: dict[str, Any]) -> Exception:
@@ -63,4 +66,5 @@ def _error(reported: dict[str, Any]) -> Exception:
     known = getattr(errors, str(reported["error_type"]), None)
     if isinstance(known, type) and issubclass(known, errors.FretworkError):
         return known(message)
-    return errors.FretworkError(f"{reported['error_type']}: {message}")
+    kind = errors.TransientError if reported.get("transient") else errors.FretworkError
+    return kind(f"{reported['error_type']}: {message}")

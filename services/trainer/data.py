@@ -10,7 +10,6 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Protocol
 
-from services.trainer.checkpoint import rename_durably
 from services.trainer.config import TrainingConfig
 from services.trainer.draw import source_draws
 from services.trainer.fret_index import FretExamples, write_index
@@ -18,6 +17,7 @@ from services.trainer.mixture import Example, Position, RecordSource, batches, s
 from services.trainer.mixture_config import FretSource, Mixture
 from services.trainer.prepare import load_prepared, prepare
 from services.trainer.sources import DatasetExamples, ExampleSource
+from shared.durably import rename_durably
 from shared.errors import NotFoundError
 
 

@@ -23,6 +23,7 @@ from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.encoder import encode, tokenize
 from services.trainer.mixture import Record, RecordSource, make_example
 from services.trainer.prompts import leaves_prompts_out, of, put_before
+from services.trainer.step import kept_tokens
 
 MOST_QUERIES = 200
 FEWEST_QUERIES = 20  # with fewer a share is chosen by chance: none are held out
@@ -79,9 +80,9 @@ def choose_share(
 
     Args:
         model: the tuned one.
-        base: its weights before, by name.
+        base: its weights before, by name, on the CPU.
     """
-    tuned = {name: weight.clone() for name, weight in model.state_dict().items()}
+    tuned = copied(model)
     texts = _texts(held_out, config)
     found = {}
     for share in SHARES:
@@ -105,11 +106,16 @@ def choose_share(
     return {"interpolation": best, **facts}
 
 
+def copied(model: SentenceTransformer) -> dict[str, Tensor]:
+    """A copy of the weights by name, on the CPU: a GPU that trains has no room to spare."""
+    return {name: weight.to("cpu", copy=True) for name, weight in model.state_dict().items()}
+
+
 def mix(model: SentenceTransformer, tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], share: float) -> None:
-    """Gives `model` the weights share · tuned + (1 − share) · base."""
+    """Gives `model` the weights share · tuned + (1 − share) · base, both of which lie on the CPU."""
     for name, weight in model.state_dict().items():
         if weight.is_floating_point():
-            weight.copy_(base[name].to(weight.device).lerp(tuned[name], share))
+            weight.copy_(base[name].lerp(tuned[name], share))
 
 
 def _texts(held_out: Sequence[Record], config: TrainingConfig) -> tuple[list[str], list[str], list[int]]:
@@ -140,8 +146,9 @@ def _ndcg_at_10(
     config: TrainingConfig,
 ) -> float:
     before = put_before(model, config)
-    asked = encode(model, tokenize(model, [before.query + text for text in queries], config.query_max_len))
-    found = encode(model, tokenize(model, [before.document + text for text in passages], config.passage_max_len))
+    held = kept_tokens(model, config)
+    asked = encode(model, tokenize(model, [before.query + text for text in queries], config.query_max_len), held)
+    found = encode(model, tokenize(model, [before.document + text for text in passages], config.passage_max_len), held)
     scores = asked @ found.T  # (Q, N)
     own = scores.gather(1, torch.tensor(rows, device=scores.device)[:, None])
     # of equal scores the positive's comes last: a model to which all texts are alike finds nothing

@@ -22,7 +22,10 @@ CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS = 2048, 65536
 
 
 def load_model(name_or_path: str) -> SentenceTransformer:
-    """The model, in evaluation mode. Raises SettingError where it cannot be loaded."""
+    """The model, in float32 and in evaluation mode. Raises SettingError where it cannot be loaded.
+
+    In float32 whatever its weights are stored in, or a base and what was trained from it would differ in precision too.
+    """
     try:
         model = SentenceTransformer(resolve_model(name_or_path))
     except SettingError:
@@ -33,11 +36,11 @@ def load_model(name_or_path: str) -> SentenceTransformer:
             "SentenceTransformer folder, a hub name that this machine can reach, or all-MiniLM-L6-v2"
         ) from error
     model.eval()
-    return model
+    return model.float()
 
 
 def ready_for_training(model: SentenceTransformer) -> SentenceTransformer:
-    """The same model, in float32 and with its vectors normalised, its attention the fastest to train with.
+    """The same model with its vectors normalised, its attention the fastest to train with.
 
     On a CPU that is plain (eager) attention: with bfloat16 the fused kernel's backward pass takes 4 times as long.
 
@@ -50,7 +53,7 @@ def ready_for_training(model: SentenceTransformer) -> SentenceTransformer:
         model.append(Normalize())
     if model.device.type == "cpu":
         transformer.set_attn_implementation("eager")
-    return model.float()
+    return model
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -69,9 +72,11 @@ def tokenize(model: SentenceTransformer, texts: Sequence[str], max_len: int) -> 
     return ids
 
 
-def encode(model: SentenceTransformer, token_ids: Sequence[Sequence[int]]) -> Tensor:
+def encode(
+    model: SentenceTransformer, token_ids: Sequence[Sequence[int]], held_tokens: int = GPU_CHUNK_TOKENS
+) -> Tensor:
     """The embeddings of the texts, in their order: (N, D) float32, normalised if the model does so."""
-    chunks = chunks_of(model, token_ids)
+    chunks = chunks_of(model, token_ids, held_tokens)
     parts = [encode_chunk(model, [token_ids[index] for index in chunk]) for chunk in chunks]
     order = torch.tensor([index for chunk in chunks for index in chunk], device=model.device)
     return torch.cat(parts)[torch.argsort(order)]

@@ -15,11 +15,11 @@ import orjson
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
-from services.trainer.checkpoint import rename_durably
-from services.trainer.config import TrainingConfig
+from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.model_card import FACTS_FILE, write_model_card
 from services.trainer.onnx_file import write_onnx
 from services.trainer.prompts import exported_prompts
+from shared.durably import rename_durably
 
 
 def export_model(
@@ -32,6 +32,8 @@ def export_model(
         dims: the Matryoshka dimensions, the full one included.
     """
     model.prompts = exported_prompts(model, config, facts["task_description"])
+    if config.prompts != Prompts.OWN:
+        model.default_prompt_name = None  # the base's: no prompt any more, or one that would stand before every text
     model.similarity_fn_name = "cosine"
     model.max_seq_length = max(model.max_seq_length or 0, config.query_max_len, config.passage_max_len)
     transformer = model.transformers_model

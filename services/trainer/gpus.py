@@ -16,6 +16,7 @@ import orjson
 import torch
 import torch.distributed as dist
 
+from services.trainer.child_process import hint
 from services.trainer.peers import ALONE, Peers
 
 ORPHANED = 3  # exit status of a process whose starter is gone
@@ -69,6 +70,7 @@ def _watch(peer: subprocess.Popen[bytes], lines: IO[bytes], rank: int, tell: Cal
         return
     if last["type"] != "error":
         ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
-        last = {"type": "error", "error_type": "FretworkError", "message": f"the training's process {rank} {ended}"}
+        message = f"the training's process {rank} {ended}{hint(code)}"
+        last = {"type": "error", "error_type": "FretworkError", "message": message}
     tell(last)
     os._exit(1)

@@ -1,24 +1,72 @@
-"""One step: from a batch of examples to the gradient of its loss."""
+"""One step: from a batch of examples to the gradient of its loss, in the memory that there is."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
+import structlog
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from services.trainer.config import TrainingConfig
-from services.trainer.encoder import tokenize
+from services.trainer.encoder import CPU_CHUNK_TOKENS, tokenize
 from services.trainer.grad_cache import backward
 from services.trainer.loss import gecko_loss
 from services.trainer.mixture import Example
 from services.trainer.peers import ALONE, Peers
 from services.trainer.prompts import put_before
+from shared.errors import SettingError
 
 # Tokens whose activations are held at once: on a CPU about what a batch of 32 pairs has; a GPU has room for more.
 CPU_KEPT_TOKENS, GPU_KEPT_TOKENS = 4096, 65536
+
+log = structlog.get_logger()
+
+
+def kept_tokens(model: SentenceTransformer, config: TrainingConfig) -> int:
+    """Tokens whose activations are held at once: as configured, else what the model's device likes."""
+    if config.kept_tokens is not None:
+        return config.kept_tokens
+    return CPU_KEPT_TOKENS if model.device.type == "cpu" else GPU_KEPT_TOKENS
+
+
+def add_gradient_that_fits(
+    model: SentenceTransformer,
+    batch: Sequence[Example],
+    config: TrainingConfig,
+    weight_by_dim: Mapping[int, float],
+    peers: Peers = ALONE,
+) -> tuple[float, TrainingConfig]:
+    """The same as `add_gradient`; where the GPU's memory runs out, once more with half as many tokens kept.
+
+    Returns the configuration that did it, for the next step. How many are kept changes no result beyond rounding. Among
+    several processes none can go back alone, for the others are in the middle of a sum.
+
+    Raises SettingError where the least does not fit either, or where there are peers.
+    """
+    while True:
+        kept = kept_tokens(model, config)
+        try:
+            return add_gradient(model, batch, config, weight_by_dim, peers), config
+        except torch.OutOfMemoryError as error:
+            if peers.size > 1 or kept < CPU_CHUNK_TOKENS:
+                raise out_of_memory(kept, config) from error
+        # outside of the handler, whose traceback holds what did not fit
+        model.zero_grad()
+        torch.cuda.empty_cache()
+        config = config.model_copy(update={"kept_tokens": kept // 2})
+        log.warning("the GPU's memory ran out: fewer tokens are kept from now on", kept_tokens=config.kept_tokens)
+
+
+def out_of_memory(kept: int, config: TrainingConfig) -> SettingError:
+    """Says what to lower."""
+    first = f"--kept-tokens, which is {kept} (0 holds least), then " if kept >= CPU_CHUNK_TOKENS else ""
+    return SettingError(
+        f"the GPU's memory ran out: lower {first}--passage-max-len, which is {config.passage_max_len}; the batch may "
+        "stay as it is"
+    )
 
 
 def add_gradient(
@@ -32,10 +80,12 @@ def add_gradient(
     size = len(batch)
     owners = [row for row, example in enumerate(batch) for _ in example.negatives]
     before = put_before(model, config)
-    before_targets = before.query if batch[0].symmetric else before.document
+    symmetric = batch[0].symmetric  # both sides are written and cut alike
+    before_targets = before.query if symmetric else before.document
+    query_max_len = config.passage_max_len if symmetric else config.query_max_len
     targets = [*(example.positive for example in batch), *(text for example in batch for text in example.negatives)]
     token_ids = [
-        *tokenize(model, [before.query + example.query for example in batch], config.query_max_len),
+        *tokenize(model, [before.query + example.query for example in batch], query_max_len),
         *tokenize(model, [before_targets + text for text in targets], config.passage_max_len),
     ]
     share = peers.share_of(size)
@@ -65,9 +115,7 @@ def add_gradient(
             rows=rows,
         )
 
-    kept = config.kept_tokens
-    if kept is None:
-        kept = CPU_KEPT_TOKENS if model.device.type == "cpu" else GPU_KEPT_TOKENS
+    kept = kept_tokens(model, config)
     return backward(model, token_ids, loss_of, size, mine=mine, kept_tokens=kept, peers=peers)
 
 

@@ -115,6 +115,8 @@ def read_sts(path: Path) -> Similarity:
 
 def _is_published_stsb(path: Path) -> bool:
     """Whether the file has no line of names but begins with a pair: tabs, and the score in the fifth field."""
+    if path.suffix.lower() == ".parquet":  # which is no text
+        return False
     fields = next((line for _, line in lines(path)), "").split("\t")
     return len(fields) >= len(PUBLISHED_COLUMNS) and _number(fields[4]) is not None
 

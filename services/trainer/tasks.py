@@ -8,7 +8,6 @@ moves nothing, and one that dies in between moves the same model again.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,8 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from services.trainer.child_process import run_child
 from shared.celery_app import app
 from shared.database import engine
-from shared.errors import InvalidInputError
+from shared.durably import rename_durably
+from shared.errors import InvalidInputError, LeaseLostError
 from shared.labels import find_policy
 from shared.ledger import Claim
 from shared.reviews import count_reviews
@@ -112,25 +112,43 @@ def _key(table: Table) -> Any:
 
 
 def _progress_into(table: Table, claim: Claim) -> Callable[[dict[str, Any]], None]:
+    """Notes how far the work is. Raises LeaseLostError, which ends the child, where it was cancelled or taken over."""
+    held = exists().where(
+        shards.c.shard_id == claim.shard_id, shards.c.claim_seq == claim.claim_seq, shards.c.state == "claimed"
+    )
+
     def save(progress: dict[str, Any]) -> None:
-        held = exists().where(shards.c.shard_id == claim.shard_id, shards.c.claim_seq == claim.claim_seq)
         try:
             with engine().begin() as connection:
                 saved = connection.execute(
                     update(table).where(_key(table) == claim.item_ids[0], held).values(progress=progress)
                 )
-                if saved.rowcount and "loss" in progress:
-                    point = {"loss": progress["loss"]}
-                    key = {"training_run_id": claim.item_ids[0], "step": progress["step"]}
-                    connection.execute(
-                        insert(training_curve)
-                        .values(key | point)
-                        .on_conflict_do_update(index_elements=list(key), set_=point)
-                    )
+                if not saved.rowcount:
+                    raise LeaseLostError(f"the {claim.stage} was cancelled, or another worker has it: ended here")
+                if "loss" in progress:
+                    _draw_on(connection, claim, progress)
         except (OperationalError, InterfaceError) as error:
             log.warning("progress not saved; the work goes on", error=str(error))
 
     return save
+
+
+def _draw_on(connection: Connection, claim: Claim, progress: dict[str, Any]) -> None:
+    """Adds a step to the curve. One that no attempt had come to shows that the training kills no worker: what it lost
+    so far counts no longer, or a week's training would end with its third restart.
+    """
+    (training_run_id,) = claim.item_ids
+    reached = exists().where(
+        training_curve.c.training_run_id == training_run_id, training_curve.c.step >= progress["step"]
+    )
+    connection.execute(
+        update(shards).where(shards.c.shard_id == claim.shard_id, shards.c.losses > 0, ~reached).values(losses=0)
+    )
+    point = {"loss": progress["loss"]}
+    key = {"training_run_id": training_run_id, "step": progress["step"]}
+    connection.execute(
+        insert(training_curve).values(key | point).on_conflict_do_update(index_elements=list(key), set_=point)
+    )
 
 
 def _save_result(connection: Connection, table: Table, claim: Claim, result: dict[str, Any]) -> None:
@@ -149,9 +167,8 @@ def _move_into_place(model_dir: Path, output_dir: Path, training_run_id: str) ->
         standing = output_dir / marker
         if not standing.is_file() or standing.read_text() != mark:
             raise InvalidInputError(output_dir, None, "the output directory exists already; name another")
-        shutil.rmtree(output_dir)
     partial = output_dir.with_name(f".{output_dir.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(model_dir, partial)
     (partial / marker).write_text(mark)
-    os.replace(partial, output_dir)
+    rename_durably(partial, output_dir)

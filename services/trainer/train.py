@@ -27,14 +27,14 @@ from torch.optim.swa_utils import AveragedModel
 from services.trainer.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.data import open_data
-from services.trainer.development import choose_share, hold_out, mix
+from services.trainer.development import choose_share, copied, hold_out, mix
 from services.trainer.encoder import load_model, ready_for_training
 from services.trainer.export import export_model
 from services.trainer.mixture import Position, Record, RecordSource
 from services.trainer.onnx_file import check_can_write_onnx
 from services.trainer.peers import ALONE, Peers
 from services.trainer.prompts import resolved
-from services.trainer.step import add_gradient
+from services.trainer.step import add_gradient_that_fits
 from shared.errors import FretworkError, SettingError
 
 MAX_GRAD_NORM = 1.0
@@ -98,6 +98,8 @@ def train(
     weight_by_dim = _checked_dims(config, model)
     # the data sees the whole batch, of which each process encodes its share
     whole = {"per_device_train_batch_size": config.per_device_train_batch_size * peers.size}
+    # what a checkpoint is good for: with other records the ones held out may be ones that it was trained on
+    pinned = {"config": config.model_dump_json(), "processes": peers.size, "records": source.count()}
     held_out, source = hold_out(source) if config.interpolation is None else ([], source)
     with peers.first_alone():
         data = open_data(config.model_copy(update=whole), source, work_dir, resume_from)
@@ -105,24 +107,18 @@ def train(
     # without weight decay, as in sentence-transformers' defaults: it would pull a tuned base towards 0
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
     averaged = AveragedModel(model) if config.averaging else None
-    state = _resume(newest_checkpoint([*resume_from, work_dir]), config, peers.size, model, optimizer, averaged)
+    state = _resume(newest_checkpoint([*resume_from, work_dir]), pinned, model, optimizer, averaged)
 
     started = saved = time.monotonic()
     save_after_s = config.checkpoint_every_s
-    before = state
+    before, fitting = state, config
     for batch, following in data.batches(state.position):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_share(state.step, total_steps, config.warmup_ratio)
         optimizer.zero_grad()
-        try:
-            value = add_gradient(model, batch, config, weight_by_dim, peers)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
-            optimizer.step()
-        except torch.OutOfMemoryError as error:
-            raise SettingError(
-                f"the GPU's memory ran out in step {state.step + 1}: lower --kept-tokens (0 holds least), then "
-                f"--passage-max-len, which is {config.passage_max_len}; the batch may stay as it is"
-            ) from error
+        value, fitting = add_gradient_that_fits(model, batch, fitting, weight_by_dim, peers)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
         # the last step at least: a share of few steps may be less than one
         if averaged is not None and state.step >= min(total_steps * (1 - config.averaging), total_steps - 1):
             averaged.update_parameters(model)
@@ -149,7 +145,7 @@ def train(
             )
         )
         if peers.rank == 0 and now - saved >= save_after_s:
-            save_checkpoint(work_dir, state.step, _checkpoint(state, config, peers.size, model, optimizer, averaged))
+            save_checkpoint(work_dir, state.step, _checkpoint(state, pinned, model, optimizer, averaged))
             saved = time.monotonic()
             if save_after_s:
                 save_after_s = max(config.checkpoint_every_s, (saved - now) / CHECKPOINT_SHARE)
@@ -165,7 +161,9 @@ def train(
     }
     if averaged is not None:
         model.load_state_dict(averaged.module.state_dict())
-    facts |= _interpolated(model, config, held_out)
+    optimizer.zero_grad()
+    del optimizer, averaged  # their memory is needed now
+    facts |= _interpolated(model, fitting, held_out)
     model_dir = work_dir / "model"
     if peers.rank == 0:
         written = config.model_copy(update={"prompts": Prompts(facts.pop("written", config.prompts))})
@@ -178,10 +176,10 @@ def _interpolated(model: SentenceTransformer, config: TrainingConfig, held_out: 
     share = 1.0 if config.interpolation is None else config.interpolation
     if share == 1 and not held_out:
         return {}
-    base = load_model(config.model_name_or_path).to(model.device).float().state_dict()
+    base = load_model(config.model_name_or_path).cpu().state_dict()
     if held_out:
         return choose_share(model, base, held_out, config)
-    mix(model, {name: weight.clone() for name, weight in model.state_dict().items()}, base, share)
+    mix(model, copied(model), base, share)
     return {"interpolation": share}
 
 
@@ -215,16 +213,14 @@ def _checked_dims(config: TrainingConfig, model: SentenceTransformer) -> dict[in
 
 def _checkpoint(
     state: _State,
-    config: TrainingConfig,
-    processes: int,
+    pinned: Mapping[str, Any],
     model: SentenceTransformer,
     optimizer: torch.optim.Optimizer,
     averaged: AveragedModel | None,
 ) -> dict[str, Any]:
     position = state.position
     return {
-        "config": config.model_dump_json(),
-        "processes": processes,
+        **pinned,
         "state": {**asdict(state), "position": [position.epoch, str(position.after or ""), position.batch]},
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -234,8 +230,7 @@ def _checkpoint(
 
 def _resume(
     checkpoint: Path | None,
-    config: TrainingConfig,
-    processes: int,
+    pinned: Mapping[str, Any],
     model: SentenceTransformer,
     optimizer: torch.optim.Optimizer,
     averaged: AveragedModel | None,
@@ -244,15 +239,21 @@ def _resume(
     if checkpoint is None:
         return _State()
     stored = load_checkpoint(checkpoint, model.device)
-    if stored["config"] != config.model_dump_json():
+    if stored["config"] != pinned["config"]:
         raise SettingError(
             f"{checkpoint} is of another configuration: a training resumes from its own checkpoints only"
         )
     wrote = stored.get("processes", 1)  # before 0.1.0 nobody wrote it down
-    if wrote != processes:
+    if wrote != pinned["processes"]:
         raise SettingError(
-            f"{checkpoint} was written on {wrote} GPUs or processes, and this machine has {processes}: "
+            f"{checkpoint} was written on {wrote} GPUs or processes, and this machine has {pinned['processes']}: "
             "its batches would be others. Go on with as many (CUDA_VISIBLE_DEVICES hides some), or train anew"
+        )
+    records = stored.get("records", pinned["records"])  # nor this
+    if records != pinned["records"]:
+        raise SettingError(
+            f"{checkpoint} is of a training on {records:,} records, and the run has {pinned['records']:,} by now: "
+            "train anew"
         )
     model.load_state_dict(stored["model"])
     optimizer.load_state_dict(stored["optimizer"])

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from shared.errors import FretworkError
 from shared.ledger.shards import NOT_PAUSED, Claim, claim_of
 from shared.stages import ROUTES, RUN_STAGES, Stage
 
@@ -92,27 +93,39 @@ def to_ring(connection: Connection, stages: Collection[Stage], limit: int, again
 def retry(connection: Connection, run_id: UUID, shard_id: UUID | None = None) -> int:
     """dead -> ready, or -> waiting behind a barrier, for a run's dead shards, or for one of them; returns how many.
 
-    What counts against them starts anew. A done run is running again; a paused or cancelled one stays as it is.
+    What counts against them starts anew. A done run is running again; a paused one stays as it is. A
+    training on its records goes on from its last checkpoint, where it is the one that is named, and the run stays done.
+
+    Raises FretworkError where the run is cancelled.
     """
     # before the shards: or `finish_runs`, which cannot see them yet, would end the run
-    connection.execute(text("SELECT FROM runs WHERE run_id = :run_id FOR NO KEY UPDATE"), {"run_id": run_id})
-    retried = connection.execute(
-        text(
-            "UPDATE shards SET state = CASE WHEN stage = ANY(:behind) THEN 'waiting' ELSE 'ready' END, "
-            "failures = 0, losses = 0, setbacks = 0, rung_at = NULL, not_before = now() "
-            "WHERE run_id = :run_id AND state = 'dead' AND stage = ANY(:stages) "
-            "AND (CAST(:shard_id AS uuid) IS NULL OR shard_id = :shard_id)"
-        ),
-        {
-            "run_id": run_id,
-            "shard_id": shard_id,
-            "stages": list(RUN_STAGES),
-            "behind": [stage for stage, route in ROUTES.items() if route.after],
-        },
-    ).rowcount
-    if retried:
+    state = connection.execute(
+        text("SELECT state FROM runs WHERE run_id = :run_id FOR NO KEY UPDATE"), {"run_id": run_id}
+    ).scalar_one()
+    if state == "cancelled":
+        raise FretworkError("the run is cancelled, for good: nobody would take its shards")
+    retried = (
+        connection.execute(
+            text(
+                "UPDATE shards SET state = CASE WHEN stage = ANY(:behind) THEN 'waiting' ELSE 'ready' END, "
+                "failures = 0, losses = 0, setbacks = 0, rung_at = NULL, not_before = now() "
+                "WHERE run_id = :run_id AND state = 'dead' "
+                "AND (shard_id = :shard_id OR CAST(:shard_id AS uuid) IS NULL AND stage = ANY(:stages)) "
+                "RETURNING stage"
+            ),
+            {
+                "run_id": run_id,
+                "shard_id": shard_id,
+                "stages": list(RUN_STAGES),
+                "behind": [stage for stage, route in ROUTES.items() if route.after],
+            },
+        )
+        .scalars()
+        .all()
+    )
+    if set(retried) & set(RUN_STAGES):
         connection.execute(
             text("UPDATE runs SET state = 'running', finished_at = NULL WHERE run_id = :run_id AND state = 'done'"),
             {"run_id": run_id},
         )
-    return retried
+    return len(retried)

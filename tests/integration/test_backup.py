@@ -19,9 +19,10 @@ from shared.migrate import check_version
 from shared.progress import conservation
 from shared.records import LabelPolicy, RunConfig
 from shared.reviews import save_review
-from shared.runs import Run, find_run, start_evaluation, start_run, start_training
+from shared.runs import Run, find_run, start_run
 from shared.schema import endpoints, llm_usage, training_curve
 from shared.stages import Stage
+from shared.trainings import start_evaluation, start_training
 from tests.one_process import results, services_on, work
 from tests.passages import write_corpus
 from tests.servers import fresh_database

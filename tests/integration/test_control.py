@@ -15,13 +15,16 @@ from cli.corpus.store import import_corpus
 from cli.main import app
 from shared import heartbeat, ledger
 from shared.database import engine as process_engine
-from shared.errors import FretworkError, SettingError
+from shared.errors import FretworkError, LeaseLostError, SettingError
 from shared.fleet import list_queues, list_workers
+from shared.progress import describe
 from shared.reading import dead_shards
 from shared.records import Dropped, RunConfig
 from shared.runs import Run, cancel_run, pause_run, resume_run, start_run
+from shared.schema import training_runs
 from shared.settings import settings
-from shared.stages import RUN_STAGES
+from shared.stages import RUN_STAGES, Stage
+from shared.trainings import cancel_trainings, find_training, start_training
 from tests.servers import until
 
 
@@ -135,6 +138,97 @@ def test_dead_shards_are_seen_by_page_and_put_back_one_by_one_or_all(engine: Eng
     assert claim(engine, last.shard_id) is not None
     with engine.begin() as connection:
         assert ledger.retry(connection, run.run_id) == 2
+
+
+def train_shards(engine: Engine) -> dict[UUID, tuple[str, int, str | None]]:
+    with engine.connect() as connection:
+        rows = connection.execute(
+            text("SELECT item_ids[1] AS id, state, losses, error_type FROM shards WHERE stage = 'train'")
+        )
+        return {row.id: (row.state, row.losses, row.error_type) for row in rows}
+
+
+def finished(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE shards SET state = 'done'"))
+        connection.execute(text("UPDATE runs SET state = 'done'"))
+
+
+def test_trainings_are_found_again_cancelled_and_put_back_and_their_run_stays_done(engine: Engine, run: Run) -> None:
+    finished(engine)
+    with engine.begin() as connection:
+        one, other = (start_training(connection, run, 1, {"seed": seed}, f"/m/{seed}") for seed in (1, 2))
+        assert find_training(connection, run, 1, {"seed": 1}, "/m/1") == one
+        assert find_training(connection, run, 1, {"seed": 1}, "/m/2") is None
+        assert find_training(connection, run, 1, {"seed": 3}, "/m/1") is None
+    held = claim(engine, ledger.shard_id(one, Stage.TRAIN))
+    assert held is not None
+    asked = CliRunner().invoke(app, ["run", "cancel", "ten-1", "--trainings"], catch_exceptions=False)
+    assert asked.stdout == "2 trainings on ten-1 are cancelled\n"
+    assert train_shards(engine) == dict.fromkeys((one, other), ("dead", 0, "cancelled"))
+    with engine.begin() as connection:
+        assert ledger.renew(connection, [held], 45) == set()
+        assert describe(connection, run)["dead"] == [], "the run itself lacks nothing"
+        assert find_training(connection, run, 1, {"seed": 1}, "/m/1") is None
+        assert ledger.retry(connection, run.run_id) == 0, "only one that is named"
+        assert ledger.retry(connection, run.run_id, held.shard_id) == 1
+    assert [state for state, *_ in train_shards(engine).values()].count("ready") == 1
+    assert state_of(engine, run)[0] == "done"
+
+
+def test_progress_beyond_all_before_forgives_losses_and_a_lost_training_ends(
+    engine: Engine, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FRETWORK_BROKER_URL", "redis://127.0.0.1:9")
+    settings.cache_clear()
+    from services.trainer import tasks as trainer  # looks for the broker when it is imported
+
+    finished(engine)
+    with engine.begin() as connection:
+        training = start_training(connection, run, 1, {}, "/m")
+    held = claim(engine, ledger.shard_id(training, Stage.TRAIN))
+    assert held is not None
+    note = trainer._progress_into(training_runs, held)
+
+    def lose() -> None:
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE shards SET losses = 2 WHERE stage = 'train'"))
+
+    lose()
+    note({"type": "progress", "step": 5, "loss": 1.0})
+    assert train_shards(engine)[training][1] == 0
+    lose()
+    note({"type": "progress", "step": 4, "loss": 1.0})
+    assert train_shards(engine)[training][1] == 2, "so far an earlier attempt had come"
+    note({"type": "progress", "step": 6, "loss": 1.0})
+    assert train_shards(engine)[training][1] == 0
+    with engine.begin() as connection:
+        assert cancel_trainings(connection, run) == 1
+    with pytest.raises(LeaseLostError, match="cancelled"):
+        note({"type": "progress", "step": 7, "loss": 1.0})
+
+
+def test_what_is_dead_is_told_by_its_commonest_errors(engine: Engine, run: Run) -> None:
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO shards (shard_id, run_id, stage, state, item_ids, item_count, error_type, error_message) "
+                "SELECT gen_random_uuid(), :id, 'relabel', 'dead', '{}', 0, 'ValueError', least(n, 61)::text "
+                "FROM generate_series(1, 70) AS n"
+            ),
+            {"id": run.run_id},
+        )
+        dead = describe(connection, run)["dead"]
+    assert len(dead) == 50
+    assert [each["shards"] for each in dead if each["error_message"] == "61"] == [10]
+
+
+def test_a_cancelled_run_takes_no_shard_back(engine: Engine, run: Run) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE shards SET state = 'dead'"))
+        cancel_run(connection, run)
+        with pytest.raises(FretworkError, match="cancelled, for good"):
+            ledger.retry(connection, run.run_id)
 
 
 def test_the_command_says_how_many_dead_shards_it_does_not_show(engine: Engine, run: Run) -> None:

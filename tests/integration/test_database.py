@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import sqlite3
 import traceback
 from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 
-from shared.database import insert_rows, make_engine
+from cli import main
+from cli.corpus.version import copy_rows
+from shared.database import insert_rows, is_transient, make_engine
+from shared.errors import FretworkError
 from shared.schema import corpora, passages
 
 SECRET = "a passage that nobody else may read"  # noqa: S105 - a text
@@ -39,6 +47,52 @@ def is_there_already(connection: Connection) -> None:  # "Key (name)=(…) alrea
 
 def cannot_be_held(connection: Connection) -> None:  # "JSON data, line 1: …"
     insert_rows(connection, passages, [{**PASSAGE, "text": f"{SECRET}\0"}])
+
+
+def test_rows_that_cannot_be_copied_are_an_error_that_quotes_none(engine: Engine) -> None:
+    def staged() -> None:
+        with engine.begin() as connection:
+            connection.execute(text("CREATE TEMPORARY TABLE staged (body text CHECK (length(body) < 3))"))
+            copy_rows(connection, "COPY staged FROM STDIN", [(SECRET,)])
+
+    with pytest.raises(FretworkError, match="did not take the corpus: new row for relation") as caught:
+        staged()
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    with engine.begin() as connection:
+        assert connection.execute(text("SELECT 1")).scalar_one() == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "transient"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), True),
+        (shutil.Error([("a", "b", f"[Errno 28] {os.strerror(errno.ENOSPC)}: 'b'")]), True),
+        (sqlite3.OperationalError("database or disk is full"), True),
+        (OSError(errno.EACCES, os.strerror(errno.EACCES)), False),
+        (KeyError("disk"), False),
+    ],
+)
+def test_a_full_disk_is_nobodys_fault(error: Exception, transient: bool) -> None:
+    assert is_transient(error) == transient
+
+
+def test_a_server_that_is_away_is_told_from_one_that_answers(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asks(url: str, statement: str) -> str:
+        def ask() -> None:
+            with create_engine(url, poolclass=NullPool).connect() as connection:
+                connection.execute(text(statement))
+
+        monkeypatch.setattr(main, "app", ask)
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        return str(ended.value)
+
+    nobody = make_url(database_url).set(port=9).render_as_string(hide_password=False)
+    assert "did not answer" in asks(nobody, "SELECT 1")
+    ended = asks(database_url, "SET statement_timeout = 20; SELECT pg_sleep(5)")
+    assert ended == "error: the database says: canceling statement due to statement timeout"
 
 
 @pytest.mark.parametrize("act", [bound, breaks_a_rule, is_there_already, cannot_be_held])

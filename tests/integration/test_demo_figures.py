@@ -10,8 +10,9 @@ from sqlalchemy import Engine, insert
 from cli.corpus.store import import_corpus
 from cli.demo.figures import Scores, read_figures
 from shared.records import RunConfig, passage_id, query_id
-from shared.runs import start_run, start_training
+from shared.runs import start_run
 from shared.schema import fret_records, queries, training_curve
+from shared.trainings import start_training
 
 TEXTS = ("The kettle boils.", "Green tea is brewed.", "A bicycle has two wheels.")
 

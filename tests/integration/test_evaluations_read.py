@@ -11,8 +11,9 @@ from cli.corpus.store import import_corpus
 from services.trainer.config import EvaluationConfig, StsFile, TrainingConfig
 from shared.reading import find_training
 from shared.records import RunConfig
-from shared.runs import start_evaluation, start_run, start_training
+from shared.runs import start_run
 from shared.schema import evaluations
+from shared.trainings import start_evaluation, start_training
 
 
 def test_evaluations_of_a_model(database_url: str, tmp_path: Path) -> None:

@@ -46,7 +46,11 @@ def test_the_newest_unfinished_run_of_the_same_settings_goes_on(engine: Engine, 
     assert state == "running"
     assert deadline is not None
     move(engine, "ten-1", "cancelled")
-    assert start("--resume", "if_possible").stdout == "ten-4\n"
+    done = start("--resume", "if_possible")
+    assert done.stdout == "ten-2\n", "a script that is run again asks nobody anew"
+    assert "ten-2 is done already" in done.stderr
+    assert isinstance(start("--resume", "always").exception, NotFoundError)
+    assert start("--resume", "if_possible", "--set", "seed=2").stdout == "ten-4\n"
 
 
 def test_always_starts_nothing(engine: Engine, start: Start) -> None:

@@ -23,10 +23,11 @@ from services.trainer.mixture import LedgerRecords
 from shared.progress import conservation, describe
 from shared.records import FRetRecord, LabelPolicy, RunConfig, query_id
 from shared.reviews import reviewed_records
-from shared.runs import Run, start_run, start_training
+from shared.runs import Run, start_run
 from shared.schema import queries, shards, training_runs
 from shared.settings import settings
 from shared.store import load_passages, load_queries
+from shared.trainings import start_training
 from tests.passages import write_corpus
 
 # QL and RC of the six candidates, in order of their ids, best is highest; the seed is the first candidate

@@ -12,10 +12,12 @@ from typing import Any
 import psutil
 import pytest
 from sentence_transformers import SentenceTransformer
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine, insert, make_url
 
 from cli.corpus.store import import_corpus
+from services.trainer.child_process import run_child
 from services.trainer.mixture import LedgerRecords
+from shared.errors import TransientError
 from shared.masking import verbatim_span
 from shared.records import RunConfig, passage_id, query_id
 from shared.runs import Run, start_run
@@ -232,6 +234,12 @@ def test_an_error_of_the_first_of_two_processes_is_told_while_the_other_waits(
         (line,) = child.lines()
         assert child.process.wait(10) == 1
     assert (line["type"], line["error_type"]) == ("error", "InvalidInputError")
+
+
+def test_a_database_that_is_away_counts_against_no_training(specification: dict[str, Any]) -> None:
+    away = make_url(specification["database_url"]).set(port=9).render_as_string(hide_password=False)
+    with pytest.raises(TransientError, match="OperationalError"):
+        run_child("train", {**specification, "database_url": away}, lambda _: None)
 
 
 def test_an_error_is_the_last_line(specification: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,14 +13,16 @@ from uuid import uuid5
 import pytest
 import torch
 
-from services.trainer import encoder
+from services.trainer import encoder, step
 from services.trainer.config import TrainingConfig
 from services.trainer.encoder import encode, load_model, ready_for_training, tokenize
+from services.trainer.grad_cache import backward
 from services.trainer.loss import gecko_loss
 from services.trainer.mixture import Example
 from services.trainer.peers import ALONE, Peers
 from services.trainer.step import add_gradient
 from services.trainer.train import train
+from shared.errors import SettingError
 from shared.records import NAMESPACE
 from tests.unit.test_train import records
 from tests.unit.tiny_model import DIM, WORDS, make_tiny_model
@@ -58,6 +61,47 @@ def gradient(base: str, peers: Peers = ALONE, **changes: object) -> tuple[float,
     model = ready_for_training(load_model(base))
     loss = add_gradient(model, examples(), config(base, **changes), WEIGHTS, peers)
     return loss, {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def test_where_memory_runs_out_less_is_kept_from_then_on(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+
+    def tight(*args: Any, kept_tokens: int, **rest: Any) -> float:
+        kept.append(kept_tokens)
+        if kept_tokens > 2500:
+            raise torch.OutOfMemoryError
+        return backward(*args, kept_tokens=kept_tokens, **rest)
+
+    monkeypatch.setattr(step, "backward", tight)
+    model = ready_for_training(load_model(base))
+    loss, fitting = step.add_gradient_that_fits(model, examples(), config(base, kept_tokens=10_000), WEIGHTS)
+    assert kept == [10_000, 5_000, 2_500]
+    assert fitting == config(base, kept_tokens=2_500)
+    monkeypatch.undo()
+    assert loss == pytest.approx(gradient(base)[0], abs=1e-6)
+
+    def full(*_: Any, **__: Any) -> float:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(step, "backward", full)
+    with pytest.raises(SettingError, match=r"memory ran out: lower --passage-max-len, which is 48"):
+        step.add_gradient_that_fits(model, examples(), config(base), WEIGHTS)
+    with pytest.raises(SettingError, match=r"lower --kept-tokens, which is 4096 .*, then --passage-max-len"):
+        step.add_gradient_that_fits(model, examples(), config(base), WEIGHTS, Peers(0, 2))
+
+
+def test_both_sides_of_symmetric_data_are_cut_alike(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut: list[int] = []
+
+    def noting(*args: Any) -> list[list[int]]:
+        cut.append(args[2])
+        return tokenize(*args)
+
+    monkeypatch.setattr(step, "tokenize", noting)
+    model, batch = ready_for_training(load_model(base)), examples()
+    step.add_gradient(model, batch, config(base), WEIGHTS)
+    step.add_gradient(model, [replace(example, symmetric=True) for example in batch], config(base), WEIGHTS)
+    assert cut == [16, 48, 48, 48]
 
 
 def plain_gradient(base: str) -> tuple[float, dict[str, torch.Tensor]]:

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pyarrow
 import pytest
 from datasets import Dataset, DatasetDict
+from pyarrow import parquet
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
@@ -192,6 +194,11 @@ def test_reads_stsb_as_published_and_tables(tmp_path: Path) -> None:
     assert read_sts(table) == Similarity(("a", "c"), ("b", "d"), (1.0, 2.5), (2, 4))
     quoted = tmp_path / "a.csv"
     quoted.write_text('\ufeffsentence1,sentence2,score\n"a,\nb",c,1\nd,e,0\n')
+    stored = tmp_path / "pairs.parquet"  # of some pages' size, which no byte of is text
+    texts = [f"a {n}" for n in range(500)]
+    columns = {"sentence1": texts, "sentence2": ["b"] * 500, "score": [n / 7 for n in range(500)]}
+    parquet.write_table(pyarrow.table(columns), stored)
+    assert read_sts(stored).first == tuple(texts)
     assert read_sts(quoted) == Similarity(("a,\nb", "d"), ("c", "e"), (1.0, 0.0), (2, 4))
 
 

@@ -193,6 +193,24 @@ def test_a_checkpoint_of_more_processes_is_refused(base: str, tmp_path: Path) ->
         run(config(base), tmp_path / "2", resume_from=tmp_path / "1")
 
 
+def test_a_checkpoint_of_other_records_is_refused(base: str, tmp_path: Path) -> None:
+    run(config(base), tmp_path / "1", stop_after=3)
+    with pytest.raises(SettingError, match="is of a training on 44 records, and the run has 45 by now"):
+        train(config(base), records(45), tmp_path / "2", resume_from=[tmp_path / "1"])
+
+
+def test_a_base_of_half_precision_is_measured_and_trained_in_float32(base: str, tmp_path: Path) -> None:
+    SentenceTransformer(base).to(torch.bfloat16).save_pretrained(str(tmp_path / "half"))
+    assert {weight.dtype for weight in load_model(str(tmp_path / "half")).parameters()} == {torch.float32}
+
+
+def test_a_bases_default_prompt_does_not_outlive_its_prompts(base: str, tmp_path: Path) -> None:
+    prompted = SentenceTransformer(base, prompts={"retrieval": "find: "}, default_prompt_name="retrieval")
+    prompted.save_pretrained(str(tmp_path / "base"))
+    train(config(str(tmp_path / "base"), num_train_epochs=1), records(), tmp_path / "work")
+    assert load_model(str(tmp_path / "work" / "model")).default_prompt_name is None
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25])
 def test_interpolates_with_the_base(base: str, tmp_path: Path, share: float) -> None:
     train(config(base), records(), tmp_path / "tuned")

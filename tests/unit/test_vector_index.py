@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from services.retriever import vector_index
+from shared.records import RunConfig
+from shared.runs import Run
 from shared.settings import settings
 from tests.one_process import lose_index
 
@@ -37,6 +39,19 @@ def stored(name: str, equal: Sequence[UUID]) -> str:
     rows = [[1.0, 0.0], *[[0.8, 0.6]] * len(equal), [0.0, 1.0]]
     vector_index.upsert(name, [NEARER, *equal, FARTHER], np.array(rows, dtype=np.float32))
     return name
+
+
+def test_an_index_is_named_by_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version's number comes again, with other passages, where a database is restored from a backup."""
+    monkeypatch.setattr(vector_index, "model_fingerprint", str)
+
+    def named(content_hash: str, embedder: str = "one") -> str:
+        config = RunConfig(embedder=embedder)
+        run = Run(UUID(int=1), "topics-1", UUID(int=2), 4, content_hash, 9, 99, 9, UUID(int=3), config, "running")
+        return vector_index.passages_collection(run)
+
+    assert named("a" * 64) == named("a" * 64)
+    assert len({named("a" * 64), named("b" * 64), named("a" * 64, "other")}) == 3
 
 
 @pytest.mark.parametrize("limit", [1, 5, 20, 41, 42, 60])
