@@ -235,3 +235,8 @@ def test_a_second_round_retrieves_with_an_embedder_trained_on_the_first_and_judg
     assert second["judgements_taken_over"] >= PASSAGES, "each query's seed passage, if nothing else"
     assert second["judged"] + second["judgements_taken_over"] == 6 * PASSAGES
     assert second["records"] == PASSAGES
+
+    runs = fretwork(ran.stack, "run", "list", "--json").stdout
+    again = fretwork(ran.stack, "run", "start", *given, "--rounds", "2", "--resume", "if_possible")
+    assert again.stdout.split() == names, "a script that is run again finds what it had"
+    assert fretwork(ran.stack, "run", "list", "--json").stdout == runs
