@@ -23,7 +23,7 @@ from sqlalchemy import (
     literal,
     text,
 )
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from shared.errors import TransientError
@@ -95,7 +95,11 @@ def _let_go_of_the_frozen(connection: Any, _: Any) -> None:
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether it goes away without a change to the work: a server that is away, a disk that is full."""
+    """Whether it goes away without a change to the work: a server that is away, a disk that is full, a process that was
+    stopped in its transaction.
+    """
+    if isinstance(error, DBAPIError) and isinstance(error.orig, psycopg.errors.IdleInTransactionSessionTimeout):
+        return True
     return isinstance(error, _TRANSIENT) or any(said in str(error) for said in _DISK_FULL)
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import sqlite3
+import time
 import traceback
 from collections.abc import Iterator
 from uuid import uuid4
@@ -74,6 +75,18 @@ def test_rows_that_cannot_be_copied_are_an_error_that_quotes_none(engine: Engine
 )
 def test_a_full_disk_is_nobodys_fault(error: Exception, transient: bool) -> None:
     assert is_transient(error) == transient
+
+
+def test_a_process_that_is_stopped_in_its_transaction_is_not_the_works_fault(engine: Engine) -> None:
+    def frozen() -> None:
+        with engine.begin() as connection:
+            connection.execute(text("SET idle_in_transaction_session_timeout = 50"))
+            time.sleep(0.3)
+            connection.execute(text("SELECT 1"))
+
+    with pytest.raises(DBAPIError) as caught:
+        frozen()
+    assert is_transient(caught.value)
 
 
 def test_a_server_that_is_away_is_told_from_one_that_answers(
