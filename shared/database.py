@@ -26,12 +26,12 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from shared.errors import TransientError
+from shared.errors import FretworkError, TransientError
 from shared.migrate import check_version
 from shared.settings import settings
 
 # what goes away by itself: a server that is away or starts anew, and what our own code says is of that kind
-_TRANSIENT = (TransientError, OperationalError, InterfaceError, PoolTimeoutError, ConnectionError, TimeoutError)
+_TRANSIENT = (OperationalError, InterfaceError, PoolTimeoutError, ConnectionError, TimeoutError)
 # what the system says, and SQLite, which is the local Qdrant's; libraries hide the number behind errors of their own
 _DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "disk is full")
 TCP_IDLE_S = 30  # and 15 more until a connection that nobody answers counts as gone
@@ -100,6 +100,8 @@ def is_transient(error: Exception) -> bool:
     """
     if isinstance(error, DBAPIError) and isinstance(error.orig, psycopg.errors.IdleInTransactionSessionTimeout):
         return True
+    if isinstance(error, FretworkError):  # which may quote a text that speaks of disks
+        return isinstance(error, TransientError)
     return isinstance(error, _TRANSIENT) or any(said in str(error) for said in _DISK_FULL)
 
 

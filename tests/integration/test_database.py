@@ -19,7 +19,7 @@ from sqlalchemy.pool import NullPool
 from cli import main
 from cli.corpus.version import copy_rows
 from shared.database import insert_rows, is_transient, make_engine
-from shared.errors import FretworkError
+from shared.errors import FretworkError, SettingError, TransientError
 from shared.schema import corpora, passages
 
 SECRET = "a passage that nobody else may read"  # noqa: S105 - a text
@@ -71,6 +71,8 @@ def test_rows_that_cannot_be_copied_are_an_error_that_quotes_none(engine: Engine
         (sqlite3.OperationalError("database or disk is full"), True),
         (OSError(errno.EACCES, os.strerror(errno.EACCES)), False),
         (KeyError("disk"), False),
+        (SettingError("the query 'what to do when the disk is full' is no setting"), False),
+        (TransientError("Qdrant is away"), True),
     ],
 )
 def test_a_full_disk_is_nobodys_fault(error: Exception, transient: bool) -> None:
