@@ -101,7 +101,7 @@ def wait_for(engine: Engine, run_id: UUID, name: str) -> None:
         say(str(paused))
         raise typer.Exit(3) from None
     if dead:
-        say(f"{dead:,} items are dead: fretwork run status {name} names the errors")
+        say(f"{dead:,} items are dead: fretwork run status {name} names the errors, run retry {name} puts them back")
         raise typer.Exit(3)
 
 
@@ -181,8 +181,9 @@ def watch_shard(engine: Engine, table: str, item_id: UUID, what: str) -> dict[st
 
     seen = _until_done(look, as_table, line)
     if seen["state"] == "dead":
-        again = f"`fretwork run retry RUN --shard {parameters['shard_id']}` goes on from its last checkpoint"
-        raise FretworkError(f"{what} failed: {seen['error_message']}" + (f"; {again}" if stage == Stage.TRAIN else ""))
+        may_go_on = stage == Stage.TRAIN and seen["error_type"] not in ("InvalidInputError", "SettingError")
+        again = f"; `fretwork run retry RUN --shard {parameters['shard_id']}` goes on from its last checkpoint"
+        raise FretworkError(f"{what} failed: {seen['error_message']}" + (again if may_go_on else ""))
     result: dict[str, Any] = seen["result"]
     return result
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 
 def rename_durably(source: Path, target: Path) -> None:
-    """Moves a folder into its place once all that is in it is on the disk; what stood there goes."""
+    """Moves a folder into its place once all that is in it is on the disk; OSError where a full one stands there."""
     for path in [*source.rglob("*"), source]:
         _fsync(path)
-    if target.exists():
-        shutil.rmtree(target)
     source.rename(target)
     _fsync(target.parent)
 

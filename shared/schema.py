@@ -40,8 +40,8 @@ metadata = MetaData(
 
 SHARD_STATES = (
     "waiting",  # behind a barrier      -> ready (dispatcher: open_barriers)
-    "ready",  # may be claimed          -> claimed (worker: claim)
-    "claimed",  # a worker holds it     -> done (finish), ready, split (release, reap, fail), dead (fail)
+    "ready",  # may be claimed          -> claimed (worker: claim), dead (cancel_trainings)
+    "claimed",  # a worker holds it     -> done (finish), ready, split (release, reap, fail), dead (fail, or cancelled)
     "done",  # its outputs are stored   -> ready (only the index: reopen_index)
     "dead",  # failed too often         -> ready (retry)
 )

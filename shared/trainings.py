@@ -1,17 +1,19 @@
-"""Starts trainings and evaluations, which go through the trainer's queue; finds trainings again, and cancels them."""
+"""Starts trainings and evaluations, which go through the trainer's queue; finds trainings again."""
 
 from __future__ import annotations
 
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection, cast, func, insert, select, text
+from sqlalchemy import Connection, cast, func, insert, select
 from sqlalchemy.dialects.postgresql import JSONB, array
 
 from shared import ledger
 from shared.runs import Run
 from shared.schema import evaluations, reviews, shards, training_runs
 from shared.stages import Stage
+
+_NEWEST = func.coalesce(func.max(reviews.c.review_id), 0)
 
 
 def start_training(
@@ -33,7 +35,7 @@ def start_training(
             training_run_id=training_run_id,
             run_id=run.run_id,
             label_version=label_version,
-            reviews_until=_reviews_until(reviewed),
+            reviews_until=select(_NEWEST).scalar_subquery() if reviewed else 0,
             config=config,
             output_dir=output_dir,
         )
@@ -57,6 +59,7 @@ def find_training(
     `done`: or that is done.
     """
     states = ["ready", "claimed", *(["done"] if done else [])]
+    unreviewed = training_runs.c.reviews_until == 0
     return connection.execute(
         select(training_runs.c.training_run_id)
         .join(
@@ -68,7 +71,7 @@ def find_training(
         .where(
             training_runs.c.run_id == run.run_id,
             training_runs.c.label_version == label_version,
-            training_runs.c.reviews_until == _reviews_until(reviewed),
+            training_runs.c.reviews_until >= _newest_review(run, label_version) if reviewed else unreviewed,
             training_runs.c.config == cast(config, JSONB),
             training_runs.c.output_dir == output_dir,
             shards.c.state.in_(states),
@@ -76,21 +79,6 @@ def find_training(
         .order_by(training_runs.c.created_at.desc())
         .limit(1)
     ).scalar_one_or_none()
-
-
-def cancel_trainings(connection: Connection, run: Run) -> int:
-    """Ends the trainings on the run's records that wait or are at work; returns how many.
-
-    A worker that is at work on one gives it up at its next step. Their checkpoints stay: `ledger.retry` goes on.
-    """
-    return connection.execute(
-        text(
-            "UPDATE shards SET state = 'dead', lease_expires_at = NULL, error_type = 'cancelled', "
-            "error_message = 'cancelled by hand', error_traceback = NULL "
-            "WHERE run_id = :run_id AND stage = 'train' AND state IN ('ready', 'claimed')"
-        ),
-        {"run_id": run.run_id},
-    ).rowcount
 
 
 def start_evaluation(connection: Connection, config: dict[str, Any]) -> UUID:
@@ -101,6 +89,7 @@ def start_evaluation(connection: Connection, config: dict[str, Any]) -> UUID:
     return evaluation_id
 
 
-def _reviews_until(reviewed: bool) -> Any:
-    """The newest review of any run: what a training that starts now reads."""
-    return select(func.coalesce(func.max(reviews.c.review_id), 0)).scalar_subquery() if reviewed else 0
+def _newest_review(run: Run, label_version: int) -> Any:
+    """The newest of this labelling: a training that has it reads the same as one that starts now."""
+    of_this = (reviews.c.run_id == run.run_id) & (reviews.c.label_version == label_version)
+    return select(_NEWEST).where(of_this).scalar_subquery()

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 
 from cli.watch import watch_shard
 from services.trainer.config import EvaluationConfig, TrainingConfig
+from shared.errors import InvalidInputError
 from shared.runs import Run
 from shared.trainings import find_training, start_evaluation, start_training
 
@@ -17,10 +18,17 @@ from shared.trainings import find_training, start_evaluation, start_training
 def train_and_watch(
     engine: Engine, run: Run, label_version: int, config: TrainingConfig, output_dir: Path, what: str
 ) -> UUID:
-    """The training run's id; one of the same arguments is gone on with. Raises FretworkError where it fails."""
+    """The training run's id; one of the same arguments is gone on with.
+
+    Raises InvalidInputError where another's model stands at `output_dir`, FretworkError where the training fails.
+    """
+    there = output_dir.exists()
     with engine.begin() as connection:
         asked = (connection, run, label_version, config.model_dump(mode="json"), str(output_dir))
-        training_run_id = find_training(*asked, done=output_dir.exists()) or start_training(*asked)
+        found = find_training(*asked, done=there)
+        if found is None and there:
+            raise InvalidInputError(output_dir, None, "it exists already, from another training: move it away")
+        training_run_id = found or start_training(*asked)
     watch_shard(engine, "training_runs", training_run_id, what)
     return training_run_id
 

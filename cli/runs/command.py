@@ -27,7 +27,6 @@ from shared.progress import conservation, describe, list_runs, stage_progress
 from shared.reading import count_dead, dead_shards
 from shared.records import LabelPolicy, RunConfig
 from shared.runs import cancel_run, find_run, find_unfinished, pause_run, resume_run, start_run
-from shared.trainings import cancel_trainings
 
 app = typer.Typer(no_args_is_help=True, help="Runs: from a corpus to FRet records.")
 
@@ -248,7 +247,8 @@ def cancel(
     context: typer.Context,
     run: Annotated[str, typer.Argument(help="the run's name, or `latest`")],
     trainings: Annotated[
-        bool, typer.Option("--trainings", help="end the trainings on its records instead; the run stays as it is")
+        bool,
+        typer.Option("--trainings", help="end the trainings on its records instead, at their next step; the run stays"),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
 ) -> None:
@@ -263,7 +263,7 @@ def cancel(
             found = find_run(connection, run)
         if trainings:
             with engine.begin() as connection:
-                ended = cancel_trainings(connection, found)
+                ended = ledger.cancel_trainings(connection, found.run_id)
             typer.echo(f"{ended:,} trainings on {found.name} are cancelled")
             return
         if not yes:

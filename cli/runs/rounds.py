@@ -26,6 +26,7 @@ def next_round(engine: Engine, corpus: str, run: Run, folder: Path) -> Run:
     What an earlier call has of both is gone on with. Raises FretworkError where the training fails.
     """
     output = folder.absolute() / run.name
+    was_there = output.exists()
     with engine.begin() as connection:
         version = add_label_version(connection, run, LabelPolicy(positive="seed"))
     watch_run(engine, run.run_id, run.name)
@@ -34,7 +35,7 @@ def next_round(engine: Engine, corpus: str, run: Run, folder: Path) -> Run:
     say(f"the next round retrieves with {output}")
     config = run.config.model_copy(update={"embedder": str(output), "follows": run.run_id})
     with engine.begin() as connection:
-        found = find_unfinished(connection, corpus, config, or_done=True)
+        found = find_unfinished(connection, corpus, config, or_done=was_there)
         if found is not None and found.state == "paused":
             resume_run(connection, found)
         return found or start_run(connection, corpus, config)

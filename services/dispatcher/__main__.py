@@ -52,21 +52,24 @@ def loop() -> None:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    heartbeat.stop()
+    """No more than this: whatever we would wait for may need a lock that the interrupted code holds."""
     sys.exit(0)
 
 
 def main() -> None:
     telemetry.configure()
     signal.signal(signal.SIGTERM, _stop)
-    while True:
-        try:
-            loop()
-        except FretworkError as error:
-            sys.exit(f"the dispatcher cannot start: {error}")
-        except (SQLAlchemyError, redis.RedisError, BrokerError, OSError) as error:
-            log.warning("a server did not answer; trying again", error=str(error))
-            time.sleep(TICK_S)
+    try:
+        while True:
+            try:
+                loop()
+            except FretworkError as error:
+                sys.exit(f"the dispatcher cannot start: {error}")
+            except (SQLAlchemyError, redis.RedisError, BrokerError, OSError) as error:
+                log.warning("a server did not answer; trying again", error=str(error))
+                time.sleep(TICK_S)
+    finally:
+        heartbeat.stop()
 
 
 if __name__ == "__main__":

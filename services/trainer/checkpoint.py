@@ -6,6 +6,8 @@ the machine dies at, a folder of that name is complete.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -17,6 +19,7 @@ import torch
 from shared.durably import rename_durably
 
 KEPT = 2
+FULL_BYTES = 2**26  # a disk with less is full: a write that fails leaves what did not fit a block
 
 
 def save_checkpoint(work_dir: Path, step: int, state: dict[str, Any]) -> None:
@@ -24,8 +27,15 @@ def save_checkpoint(work_dir: Path, step: int, state: dict[str, Any]) -> None:
     unfinished = work_dir / f"unfinished-{step}"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    torch.save(state, unfinished / "state.pt")
-    rename_durably(unfinished, work_dir / f"checkpoint-{step}")
+    try:
+        torch.save(state, unfinished / "state.pt")
+    except RuntimeError as error:  # torch does not say why it could not write
+        if shutil.disk_usage(work_dir).free < FULL_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work_dir)) from error
+        raise
+    target = work_dir / f"checkpoint-{step}"
+    shutil.rmtree(target, ignore_errors=True)
+    rename_durably(unfinished, target)
     for _, old in _checkpoints(work_dir)[:-KEPT]:
         shutil.rmtree(old)
 

@@ -55,6 +55,7 @@ def export_model(
     }
     (unfinished / FACTS_FILE).write_bytes(orjson.dumps(stored, option=orjson.OPT_INDENT_2))
     write_model_card(unfinished)
+    shutil.rmtree(target, ignore_errors=True)  # an earlier attempt's, in the same work folder
     rename_durably(unfinished, target)
 
 

@@ -171,4 +171,5 @@ def _move_into_place(model_dir: Path, output_dir: Path, training_run_id: str) ->
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(model_dir, partial)
     (partial / marker).write_text(mark)
+    shutil.rmtree(output_dir, ignore_errors=True)
     rename_durably(partial, output_dir)

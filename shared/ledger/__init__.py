@@ -10,7 +10,7 @@ what was paid for is kept.
 
 from shared.ledger.failing import HOPELESS, MAX_FAILURES, MAX_LOSSES_ALONE, MAX_SETBACKS, fail, reap, release
 from shared.ledger.index import reopen_index, retrieved, unindexed
-from shared.ledger.opening import finish_runs, open_barriers, retry, to_ring
+from shared.ledger.opening import cancel_trainings, finish_runs, open_barriers, retry, to_ring
 from shared.ledger.shards import MAX_LOSSES, Claim, add_shards, claim, finish, renew, shard_id
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "MAX_SETBACKS",
     "Claim",
     "add_shards",
+    "cancel_trainings",
     "claim",
     "fail",
     "finish",

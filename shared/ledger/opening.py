@@ -129,3 +129,18 @@ def retry(connection: Connection, run_id: UUID, shard_id: UUID | None = None) ->
             {"run_id": run_id},
         )
     return len(retried)
+
+
+def cancel_trainings(connection: Connection, run_id: UUID) -> int:
+    """ready or claimed -> dead for the trainings on a run's records; returns how many.
+
+    A worker that is at work on one gives it up at its next step. Their checkpoints stay: `retry` goes on with one.
+    """
+    return connection.execute(
+        text(
+            "UPDATE shards SET state = 'dead', lease_expires_at = NULL, error_type = 'cancelled', "
+            "error_message = 'cancelled by hand', error_traceback = NULL "
+            "WHERE run_id = :run_id AND stage = 'train' AND state IN ('ready', 'claimed')"
+        ),
+        {"run_id": run_id},
+    ).rowcount

@@ -24,7 +24,7 @@ from shared.runs import Run, cancel_run, pause_run, resume_run, start_run
 from shared.schema import training_runs
 from shared.settings import settings
 from shared.stages import RUN_STAGES, Stage
-from shared.trainings import cancel_trainings, find_training, start_training
+from shared.trainings import find_training, start_training
 from tests.servers import until
 
 
@@ -161,6 +161,19 @@ def test_trainings_are_found_again_cancelled_and_put_back_and_their_run_stays_do
         assert find_training(connection, run, 1, {"seed": 1}, "/m/1") == one
         assert find_training(connection, run, 1, {"seed": 1}, "/m/2") is None
         assert find_training(connection, run, 1, {"seed": 3}, "/m/1") is None
+        review = (
+            "INSERT INTO reviews (run_id, query_id, label_version, decision) "
+            "VALUES (:run, gen_random_uuid(), :version, 'accepted')"
+        )
+        connection.execute(
+            text("SET LOCAL session_replication_role = replica")
+        )  # reviews of records that are not there
+        connection.execute(text(review), {"run": run.run_id, "version": 2})
+        assert find_training(connection, run, 1, {"seed": 1}, "/m/1") == one, "a review of another labelling"
+        with connection.begin_nested() as reviewed:
+            connection.execute(text(review), {"run": run.run_id, "version": 1})
+            assert find_training(connection, run, 1, {"seed": 1}, "/m/1") is None
+            reviewed.rollback()
     held = claim(engine, ledger.shard_id(one, Stage.TRAIN))
     assert held is not None
     asked = CliRunner().invoke(app, ["run", "cancel", "ten-1", "--trainings"], catch_exceptions=False)
@@ -203,7 +216,7 @@ def test_progress_beyond_all_before_forgives_losses_and_a_lost_training_ends(
     note({"type": "progress", "step": 6, "loss": 1.0})
     assert train_shards(engine)[training][1] == 0
     with engine.begin() as connection:
-        assert cancel_trainings(connection, run) == 1
+        assert ledger.cancel_trainings(connection, run.run_id) == 1
     with pytest.raises(LeaseLostError, match="cancelled"):
         note({"type": "progress", "step": 7, "loss": 1.0})
 
