@@ -25,8 +25,7 @@ from shared.stages import Stage
 REFRESH_S = 0.5
 LINE_EVERY_S = 10.0
 IDLE_AFTER_S = 60.0  # longer than a lease: a killed worker's shard is back by then
-
-AWAY_S = 300.0
+AWAY_S = 300.0  # a restart of PostgreSQL, with recovery
 
 Seen = TypeVar("Seen")
 

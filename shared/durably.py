@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 
@@ -12,6 +13,12 @@ def rename_durably(source: Path, target: Path) -> None:
         _fsync(path)
     source.rename(target)
     _fsync(target.parent)
+
+
+def replace_durably(source: Path, target: Path) -> None:
+    """The same where an earlier attempt may have left something at `target`, which goes."""
+    shutil.rmtree(target, ignore_errors=True)
+    rename_durably(source, target)
 
 
 def _fsync(path: Path) -> None:

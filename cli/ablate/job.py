@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import Connection, Engine, text
 
 from cli.ablate.recipes import BASELINE, RECIPES, compared
-from cli.models.queued import evaluate_and_watch
+from cli.models.queued import evaluate_and_watch, find_or_start
 from cli.watch import watch_run, watch_shard
 from services.trainer.config import BeirFolder, EvaluationConfig, TrainingConfig
 from shared.budget import find_budget
-from shared.errors import InvalidInputError, NotDoneError
+from shared.errors import NotDoneError
 from shared.labels import add_label_version
 from shared.records import LabelPolicy
 from shared.runs import Run
-from shared.trainings import find_training, start_training
 
 
 def run_ablation(engine: Engine, run: Run, training: TrainingConfig, data: BeirFolder, output: Path) -> dict[str, Any]:
@@ -42,7 +40,8 @@ def run_ablation(engine: Engine, run: Run, training: TrainingConfig, data: BeirF
     for recipe, version in versions.items():
         with engine.begin() as connection:  # one after the other: they are trained in the order that they are shown in
             asked = recipe.training(training)
-            started[recipe] = _training_run(connection, run, version, asked, output / recipe.name)
+            # reviews are of one labelling each: a recipe that has some would train on other queries than the next
+            started[recipe] = find_or_start(connection, run, version, asked, output / recipe.name, reviewed=False)
     trained = {
         recipe: watch_shard(engine, "training_runs", training_run_id, f"training {recipe.name}")
         for recipe, training_run_id in started.items()
@@ -98,19 +97,3 @@ def count_records(connection: Connection, run: Run, label_versions: set[int]) ->
             f"labellings, so the recipes cannot be compared: `fretwork run status {run.name}` says why"
         )
     return int(everywhere)
-
-
-def _training_run(
-    connection: Connection, run: Run, label_version: int, config: TrainingConfig, output_dir: Path
-) -> UUID:
-    """The training of these arguments that is not dead, if there is one; else one is started.
-
-    Raises InvalidInputError where something else stands in its place.
-    """
-    asked = (connection, run, label_version, config.model_dump(mode="json"), str(output_dir))
-    there = output_dir.exists()
-    # reviews are of one labelling each: a recipe that has some would train on other queries than the next
-    found = find_training(*asked, reviewed=False, done=there)
-    if found is None and there:
-        raise InvalidInputError(output_dir, None, "it exists already, from another training: name another --output")
-    return found or start_training(*asked, reviewed=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from cli.watch import watch_shard
 from services.trainer.config import EvaluationConfig, TrainingConfig
@@ -22,15 +22,33 @@ def train_and_watch(
 
     Raises InvalidInputError where another's model stands at `output_dir`, FretworkError where the training fails.
     """
-    there = output_dir.exists()
     with engine.begin() as connection:
-        asked = (connection, run, label_version, config.model_dump(mode="json"), str(output_dir))
-        found = find_training(*asked, done=there)
-        if found is None and there:
-            raise InvalidInputError(output_dir, None, "it exists already, from another training: move it away")
-        training_run_id = found or start_training(*asked)
+        training_run_id = find_or_start(connection, run, label_version, config, output_dir)
     watch_shard(engine, "training_runs", training_run_id, what)
     return training_run_id
+
+
+def find_or_start(
+    connection: Connection,
+    run: Run,
+    label_version: int,
+    config: TrainingConfig,
+    output_dir: Path,
+    *,
+    reviewed: bool = True,
+) -> UUID:
+    """The training run of these arguments: one under way, or done with its model in its place; else a new one.
+
+    Raises InvalidInputError where something else stands at `output_dir`.
+    """
+    asked = (connection, run, label_version, config.model_dump(mode="json"), str(output_dir))
+    there = output_dir.exists()
+    found = find_training(*asked, reviewed=reviewed, done=there)
+    if found is None and there:
+        raise InvalidInputError(
+            output_dir, None, "it exists already, from another training: name another folder, or move this one away"
+        )
+    return found or start_training(*asked, reviewed=reviewed)
 
 
 def evaluate_and_watch(engine: Engine, config: EvaluationConfig, what: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from shared.durably import rename_durably
+from shared.durably import replace_durably
 
 KEPT = 2
 FULL_BYTES = 2**26  # a disk with less is full: a write that fails leaves what did not fit a block
@@ -34,8 +34,7 @@ def save_checkpoint(work_dir: Path, step: int, state: dict[str, Any]) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work_dir)) from error
         raise
     target = work_dir / f"checkpoint-{step}"
-    shutil.rmtree(target, ignore_errors=True)
-    rename_durably(unfinished, target)
+    replace_durably(unfinished, target)
     for _, old in _checkpoints(work_dir)[:-KEPT]:
         shutil.rmtree(old)
 

@@ -19,7 +19,7 @@ from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.model_card import FACTS_FILE, write_model_card
 from services.trainer.onnx_file import write_onnx
 from services.trainer.prompts import exported_prompts
-from shared.durably import rename_durably
+from shared.durably import replace_durably
 
 
 def export_model(
@@ -55,8 +55,7 @@ def export_model(
     }
     (unfinished / FACTS_FILE).write_bytes(orjson.dumps(stored, option=orjson.OPT_INDENT_2))
     write_model_card(unfinished)
-    shutil.rmtree(target, ignore_errors=True)  # an earlier attempt's, in the same work folder
-    rename_durably(unfinished, target)
+    replace_durably(unfinished, target)
 
 
 def _is_plain_mean(model: SentenceTransformer) -> bool:

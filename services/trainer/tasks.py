@@ -22,10 +22,10 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from services.trainer.child_process import run_child
 from shared.celery_app import app
 from shared.database import engine
-from shared.durably import rename_durably
+from shared.durably import replace_durably
 from shared.errors import InvalidInputError, LeaseLostError
 from shared.labels import find_policy
-from shared.ledger import Claim
+from shared.ledger import Claim, forget_losses
 from shared.reviews import count_reviews
 from shared.runs import find_run
 from shared.schema import evaluations, shards, training_curve, training_runs
@@ -141,9 +141,8 @@ def _draw_on(connection: Connection, claim: Claim, progress: dict[str, Any]) -> 
     reached = exists().where(
         training_curve.c.training_run_id == training_run_id, training_curve.c.step >= progress["step"]
     )
-    connection.execute(
-        update(shards).where(shards.c.shard_id == claim.shard_id, shards.c.losses > 0, ~reached).values(losses=0)
-    )
+    if not connection.execute(select(reached)).scalar_one():
+        forget_losses(connection, claim)
     point = {"loss": progress["loss"]}
     key = {"training_run_id": training_run_id, "step": progress["step"]}
     connection.execute(
@@ -171,5 +170,4 @@ def _move_into_place(model_dir: Path, output_dir: Path, training_run_id: str) ->
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(model_dir, partial)
     (partial / marker).write_text(mark)
-    shutil.rmtree(output_dir, ignore_errors=True)
-    rename_durably(partial, output_dir)
+    replace_durably(partial, output_dir)

@@ -8,7 +8,16 @@ No shard of a paused or cancelled run is claimed or rung for, while those that a
 what was paid for is kept.
 """
 
-from shared.ledger.failing import HOPELESS, MAX_FAILURES, MAX_LOSSES_ALONE, MAX_SETBACKS, fail, reap, release
+from shared.ledger.failing import (
+    HOPELESS,
+    MAX_FAILURES,
+    MAX_LOSSES_ALONE,
+    MAX_SETBACKS,
+    fail,
+    forget_losses,
+    reap,
+    release,
+)
 from shared.ledger.index import reopen_index, retrieved, unindexed
 from shared.ledger.opening import cancel_trainings, finish_runs, open_barriers, retry, to_ring
 from shared.ledger.shards import MAX_LOSSES, Claim, add_shards, claim, finish, renew, shard_id
@@ -26,6 +35,7 @@ __all__ = [
     "fail",
     "finish",
     "finish_runs",
+    "forget_losses",
     "open_barriers",
     "reap",
     "release",

@@ -141,6 +141,17 @@ def reap(connection: Connection) -> list[UUID]:
     return reaped
 
 
+def forget_losses(connection: Connection, held: Claim) -> None:
+    """What was lost before counts no longer: the shard has come further than ever, so it kills no worker."""
+    connection.execute(
+        text(
+            "UPDATE shards SET losses = 0 "
+            "WHERE shard_id = :shard_id AND claim_seq = :claim_seq AND state = 'claimed' AND losses > 0"
+        ),
+        {"shard_id": held.shard_id, "claim_seq": held.claim_seq},
+    )
+
+
 def _divide(connection: Connection, lost: Claim, reason: str, detail: str, delay_s: float = 0.0) -> None:
     """Halves a shard that cannot be done, until the item that it is about stands alone, and ends with the reason."""
     by_id = {"shard_id": lost.shard_id}

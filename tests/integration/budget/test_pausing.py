@@ -1,132 +1,22 @@
-"""A run's budget on a real ledger: what pauses a run, what waits meanwhile, what is counted, and what resumes it."""
+"""What pauses a run on a real ledger, what waits meanwhile, and what resumes it."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, create_engine, select, text
+from sqlalchemy import Engine, text
 
-from cli.corpus.store import import_corpus
-from shared import budget, lease, ledger, meter
-from shared.database import engine as process_engine
+from shared import ledger
 from shared.errors import FretworkError, RunPausedError, SettingError
-from shared.ledger import Claim
-from shared.llm import Usage
-from shared.progress import TokenUsage, conservation, describe
+from shared.progress import describe
 from shared.records import RunConfig, query_id
 from shared.runs import Run, find_run, resume_run, start_run
-from shared.schema import queries, shards
-from shared.settings import settings
-from shared.stages import RUN_STAGES, Stage
-from tests.servers import until
-
-LLM = RunConfig(teacher="llm", shard_size=4)
-CALL = Usage(requests=1, prompt_tokens=90, completion_tokens=10)
-
-
-@pytest.fixture
-def engine(database_url: str, broker_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """An engine; this process's own, which meter and worker use, leads to the same database."""
-    monkeypatch.setenv("FRETWORK_DATABASE_URL", database_url)
-    monkeypatch.setenv("FRETWORK_BROKER_URL", broker_url)
-    settings.cache_clear()
-    process_engine.cache_clear()
-    made = create_engine(database_url)
-    yield made
-    meter.stop()
-    lease.stop()
-    process_engine().dispose()
-    process_engine.cache_clear()
-    settings.cache_clear()
-    made.dispose()
-
-
-@pytest.fixture
-def corpus(engine: Engine, tmp_path: Path) -> str:
-    """A corpus of ten passages: three shards of a stage."""
-    file = tmp_path / "corpus.jsonl"
-    file.write_text("".join(json.dumps({"_id": str(i), "text": f"Passage number {i}."}) + "\n" for i in range(10)))
-    import_corpus(engine, "ten", file)
-    return "ten"
-
-
-@pytest.fixture
-def run(engine: Engine, corpus: str) -> Run:
-    with engine.begin() as connection:
-        return start_run(connection, corpus, LLM, max_tokens=1000)
-
-
-@contextmanager
-def dispatcher(log: Path) -> Iterator[None]:
-    """A real one, on the servers that the environment names."""
-    with (
-        log.open("wb") as output,
-        subprocess.Popen([sys.executable, "-m", "services.dispatcher"], env=dict(os.environ), stderr=output) as process,
-    ):
-        try:
-            until(lambda: "dispatching" in log.read_text() or process.poll() is not None, 30)
-            yield
-        finally:
-            process.terminate()
-
-
-def fretwork(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command as a process of its own, which a fault cannot keep waiting for ever."""
-    command = [sys.executable, "-m", "cli.main", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-
-def spend(run: Run, calls: int, stage: Stage = Stage.GENERATE) -> None:
-    with meter.metered(run.run_id, stage, "tiny") as counter:
-        for _ in range(calls):
-            counter.spent(CALL)
-
-
-def pause(engine: Engine) -> list[tuple[UUID, str]]:
-    with engine.begin() as connection:
-        return budget.pause_runs(connection)
-
-
-def state(engine: Engine, run: Run) -> str:
-    with engine.connect() as connection:
-        return find_run(connection, run.run_id).state
-
-
-def shard_ids(engine: Engine, run: Run, stage: Stage) -> list[UUID]:
-    query = select(shards.c.shard_id).where(shards.c.run_id == run.run_id, shards.c.stage == stage)
-    with engine.connect() as connection:
-        return list(connection.execute(query.order_by(shards.c.item_ids)).scalars())
-
-
-def claim(engine: Engine, shard_id: UUID) -> Claim | None:
-    with engine.begin() as connection:
-        return ledger.claim(connection, shard_id, "me", 45)
-
-
-def ring(engine: Engine, stages: tuple[Stage, ...] = RUN_STAGES) -> int:
-    with engine.begin() as connection:
-        return len(ledger.to_ring(connection, stages, 100, again_after_s=30))
-
-
-def holds(engine: Engine, run: Run) -> bool:
-    with engine.connect() as connection:
-        return conservation(connection, run.run_id).holds
-
-
-def used(engine: Engine, run: Run) -> int:
-    with engine.connect() as connection:
-        return budget.find_budget(connection, run.run_id).used_tokens
+from shared.schema import queries
+from shared.stages import Stage
+from tests.integration.budget.steps import LLM, claim, dispatcher, fretwork, holds, pause, ring, shard_ids, spend, state
 
 
 def test_the_last_token_pauses_a_run_and_says_how_to_go_on(engine: Engine, run: Run) -> None:
@@ -292,125 +182,6 @@ def test_limits_that_are_none_are_refused(engine: Engine, corpus: str, limits: d
 def test_tokens_of_the_offline_teacher_cannot_be_limited(engine: Engine, corpus: str) -> None:
     with pytest.raises(SettingError, match="teacher=llm"), engine.begin() as connection:
         start_run(connection, corpus, RunConfig(), max_tokens=10)
-
-
-def test_every_token_of_many_threads_is_counted_once(engine: Engine, run: Run) -> None:
-    def shard(number: int) -> None:
-        stage = (Stage.GENERATE, Stage.RELABEL)[number % 2]
-        with meter.metered(run.run_id, stage, f"model-{number % 3}") as counter:
-            for _ in range(500):
-                counter.spent(Usage(2, 30, 4))
-                if number == 7:
-                    time.sleep(0.002)  # outlasts a flush
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(shard, range(12)))
-    with engine.connect() as connection:
-        seen = describe(connection, run)["usage"]
-    assert [TokenUsage(**usage) for usage in seen] == [
-        TokenUsage(stage, f"model-{model}", 2000, 30_000, 4000)
-        for stage in (Stage.GENERATE, Stage.RELABEL)
-        for model in range(3)
-    ]
-
-
-def test_what_a_failed_shard_cost_counts_and_so_does_a_call_that_ends_late(engine: Engine, run: Run) -> None:
-    counters: list[meter.Meter] = []
-
-    def shard() -> None:
-        with meter.metered(run.run_id, Stage.GENERATE, "tiny") as counter:
-            counters.append(counter)
-            counter.spent(CALL)
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        shard()
-    assert used(engine, run) == 100
-    counters[0].spent(CALL)
-    until(lambda: used(engine, run) == 200, 5)
-
-
-def test_a_count_that_cannot_be_written_is_kept(engine: Engine, run: Run) -> None:
-    def a_flush_waits() -> bool:
-        with engine.connect() as connection:
-            return bool(connection.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar_one())
-
-    with meter.metered(run.run_id, Stage.GENERATE, "tiny") as counter:
-        with engine.begin() as connection:
-            connection.execute(text("LOCK TABLE llm_usage"))
-            counter.spent(CALL)
-            until(a_flush_waits, 10)
-            counter.spent(CALL)  # while the flush of the first is under way, which is about to fail
-            connection.execute(text("ALTER TABLE llm_usage RENAME TO llm_usage_away"))
-        spend(run, 3)
-        with engine.begin() as connection:
-            connection.execute(text("ALTER TABLE llm_usage_away RENAME TO llm_usage"))
-        until(lambda: used(engine, run) > 0, 10)
-    assert used(engine, run) == 500
-
-
-def test_the_count_of_a_run_that_is_gone_holds_up_no_other(engine: Engine, run: Run, corpus: str) -> None:
-    with engine.begin() as connection:
-        gone = start_run(connection, corpus, LLM)
-    with meter.metered(gone.run_id, Stage.GENERATE, "tiny") as counter:
-        with engine.begin() as connection:
-            connection.execute(text("DELETE FROM runs WHERE run_id = :id"), {"id": gone.run_id})
-        counter.spent(CALL)
-        spend(run, 1)
-    assert used(engine, run) == 100
-
-
-def test_a_shard_of_a_paused_run_makes_no_call_and_of_a_resumed_one_does(engine: Engine, run: Run) -> None:
-    with meter.metered(run.run_id, Stage.GENERATE, "tiny") as counter:
-        counter.spent(Usage(1, 1000, 0))
-        with engine.begin() as connection:  # not yet flushed: this is what an earlier shard cost
-            connection.execute(text("UPDATE runs SET max_tokens = 0"))
-        pause(engine)
-        with pytest.raises(RunPausedError, match="run resume ten-1"):
-            spend(run, 1)
-        with pytest.raises(RunPausedError):
-            counter.spent(CALL)  # the other thread learnt it for this one
-        with engine.begin() as connection:
-            resume_run(connection, run, max_tokens=10_000)
-        spend(run, 1)
-    assert used(engine, run) == 1200, "the call that was refused was paid for"
-
-
-def test_calls_stop_soon_after_the_budget_and_the_shard_goes_back(engine: Engine, run: Run, tmp_path: Path) -> None:
-    from shared.worker import Output, perform  # asks for a broker when it is imported
-
-    (shard_id, *_) = shard_ids(engine, run, Stage.GENERATE)
-    ended: list[tuple[float, int]] = []
-
-    def work(claim: Claim) -> Output:
-        calls, spent_at = 0, 0.0
-        with meter.metered(run.run_id, claim.stage, "tiny") as counter:
-            try:
-                while calls < 2000:
-                    calls += 1
-                    spent_at = spent_at or (time.monotonic() if calls == 10 else 0.0)
-                    counter.spent(CALL)
-                    time.sleep(0.01)
-            finally:
-                ended.append((time.monotonic() - spent_at, calls))
-        return Output()
-
-    with dispatcher(tmp_path / "dispatcher.log"):
-        worker = threading.Thread(target=perform, args=(Stage.GENERATE, str(shard_id), work))
-        worker.start()
-        worker.join(30)
-        assert not worker.is_alive()
-        ((overshot_s, calls),) = ended
-        assert overshot_s < 10, "about two seconds, on a machine that has the time"
-        assert used(engine, run) == calls * CALL.tokens
-        assert state(engine, run) == "paused"
-        with engine.connect() as connection:
-            seen = connection.execute(select(shards).where(shards.c.shard_id == shard_id)).mappings().one()
-        assert (seen["state"], seen["failures"], seen["losses"]) == ("ready", 0, 0)
-        assert seen["error_type"] == "RunPausedError"
-        with engine.begin() as connection:
-            resume_run(connection, run, max_tokens=calls * CALL.tokens + 1)
-        assert claim(engine, shard_id) is not None, "without a delay"
 
 
 def test_the_command_line_shows_and_resumes(engine: Engine, run: Run) -> None:
