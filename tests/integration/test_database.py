@@ -91,6 +91,37 @@ def test_a_process_that_is_stopped_in_its_transaction_is_not_the_works_fault(eng
     assert is_transient(caught.value)
 
 
+def backend(engine: Engine) -> int:
+    with engine.connect() as connection:
+        return int(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+
+
+def end(engine: Engine, pid: int) -> None:
+    with engine.connect() as connection:
+        connection.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+
+
+def test_a_connection_that_was_lost_while_it_rested_is_replaced(
+    engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.database.RESTED_S", 0.0)
+    lost = backend(engine)
+    end(create_engine(database_url, poolclass=NullPool), lost)
+    assert backend(engine) != lost
+
+
+def test_a_connection_that_is_lost_at_work_is_a_transient_error_and_replaced_then(
+    engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.database.RESTED_S", 3600.0)
+    lost = backend(engine)
+    end(create_engine(database_url, poolclass=NullPool), lost)
+    with pytest.raises(DBAPIError) as caught:
+        backend(engine)
+    assert is_transient(caught.value)
+    assert backend(engine) != lost
+
+
 def test_a_server_that_is_away_is_told_from_one_that_answers(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
