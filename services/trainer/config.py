@@ -80,7 +80,7 @@ class TrainingConfig(BaseModel):
         None,
         ge=0,
         description="tokens of a step whose activations are held at once; the rest is encoded twice (GradCache), so a "
-        "batch may be of any size. Lower it where memory runs out; by default 4096 on a CPU, 65536 on a GPU",
+        "batch may be of any size. Lower it where memory runs out; by default 8192 on a CPU, 65536 on a GPU",
     )
     seed: int = Field(0, description="seeds the order of the records and the masks")
     mixture: Mixture | None = Field(None, description="what else to train on; the run's FRet records alone by default")

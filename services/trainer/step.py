@@ -19,8 +19,8 @@ from services.trainer.peers import ALONE, Peers
 from services.trainer.prompts import put_before
 from shared.errors import SettingError
 
-# Tokens whose activations are held at once: on a CPU about what a batch of 32 pairs has; a GPU has room for more.
-CPU_KEPT_TOKENS, GPU_KEPT_TOKENS = 4096, 65536
+# Tokens whose activations are held at once: on a CPU about what a batch of 32 triplets has; a GPU has room for more.
+CPU_KEPT_TOKENS, GPU_KEPT_TOKENS = 8192, 65536
 
 log = structlog.get_logger()
 

@@ -86,7 +86,7 @@ def test_where_memory_runs_out_less_is_kept_from_then_on(base: str, monkeypatch:
     monkeypatch.setattr(step, "backward", full)
     with pytest.raises(SettingError, match=r"memory ran out: lower --passage-max-len, which is 48"):
         step.add_gradient_that_fits(model, examples(), config(base), WEIGHTS)
-    with pytest.raises(SettingError, match=r"lower --kept-tokens, which is 4096 .*, then --passage-max-len"):
+    with pytest.raises(SettingError, match=r"lower --kept-tokens, which is 8192 .*, then --passage-max-len"):
         step.add_gradient_that_fits(model, examples(), config(base), WEIGHTS, Peers(0, 2))
 
 
