@@ -7,7 +7,7 @@ InvalidInputError with file, line and rule.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +83,16 @@ def _read_csv(path: Path, delimiter: str, columns: tuple[str, ...] | None) -> It
 def _read_parquet(path: Path) -> Iterator[Row]:
     if not path.is_file():
         raise InvalidInputError(path, None, "there is no such file")
+    number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            number = 0
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
                     yield (path, number), row
-    except pyarrow.ArrowException as error:
-        raise InvalidInputError(path, None, f"not a parquet file that can be read: {error}") from None
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # a broken page, or a text that is no UTF-8
+        line = number + 1 if number else None
+        raise InvalidInputError(path, line, f"not a parquet file that can be read: {error}") from None
 
 
 def _read_folder(source: DatasetSource, path: Path) -> Iterator[Row]:
@@ -105,7 +106,7 @@ def _read_folder(source: DatasetSource, path: Path) -> Iterator[Row]:
     except Exception as error:  # whatever the library raises for a folder without data, a configuration or a split
         rule = f"the dataset cannot be read: {type(error).__name__}: {error}"
         raise InvalidInputError(path, None, rule) from error
-    return (((path, number), row) for number, row in enumerate(dataset, start=1))
+    return _numbered(dataset, path)
 
 
 def _read_hub(source: DatasetSource) -> Iterator[Row]:
@@ -117,5 +118,14 @@ def _read_hub(source: DatasetSource) -> Iterator[Row]:
             f"the dataset {source.hub!r} of the source {source.name!r} cannot be loaded ({type(error).__name__}: "
             f"{error}); look at its name, config and split, or where the hub is out of reach name a copy by `path`"
         ) from error
-    name = source.hub
-    return (((name, number), row) for number, row in enumerate(dataset, start=1))
+    return _numbered(dataset, source.hub)
+
+
+def _numbered(dataset: Iterable[dict[str, Any]], name: Path | str) -> Iterator[Row]:
+    number = 0
+    try:
+        for number, row in enumerate(dataset, start=1):
+            yield (name, number), row
+    except Exception as error:  # whatever the library raises for a broken file, or a hub that is gone in the middle
+        rule = f"the dataset cannot be read on ({type(error).__name__}: {error})"
+        raise InvalidInputError(name, number + 1, rule) from error

@@ -118,6 +118,33 @@ def test_a_split_that_is_not_there(tmp_path: Path) -> None:
         list(read_rows(source(save_splits(tmp_path), split="dev")))
 
 
+def test_a_folder_that_breaks_off_is_told_with_the_row(tmp_path: Path) -> None:
+    file = copy_repository(tmp_path) / "data" / "train-00000-of-00001.parquet"
+    sound = file.read_bytes()
+    file.write_bytes(sound[:4] + b"\xff" * 40 + sound[44:])
+    with pytest.raises(InvalidInputError, match=r"repository:1: the dataset cannot be read on \("):
+        list(read_rows(source(tmp_path / "repository")))
+
+
+def test_a_parquet_file_that_is_broken_behind_good_rows_is_told_with_the_row(tmp_path: Path) -> None:
+    path = tmp_path / "late.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS * 1024), path, row_group_size=1024)
+    second = parquet.ParquetFile(path).metadata.row_group(1).column(0).dictionary_page_offset
+    sound = path.read_bytes()
+    path.write_bytes(sound[:second] + b"\xff" * 40 + sound[second + 40 :])
+    with pytest.raises(InvalidInputError, match=r"late\.parquet:1025: not a parquet file that can be read"):
+        list(read_rows(source(path)))
+
+
+def test_a_parquet_file_with_a_text_that_is_not_utf8(tmp_path: Path) -> None:
+    broken = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xff")]
+    )
+    parquet.write_table(pyarrow.table({"query": broken, "positive": ["a"]}), tmp_path / "x.parquet")
+    with pytest.raises(InvalidInputError, match=r"x\.parquet: not a parquet file that can be read: 'utf-8' codec"):
+        list(read_rows(source(tmp_path / "x.parquet")))
+
+
 def test_a_csv_file_may_hold_long_passages(tmp_path: Path) -> None:
     long = "word " * 100_000
     (tmp_path / "x.csv").write_text(f"query,positive\nq,{long}\n")
