@@ -66,18 +66,21 @@ def finish_runs(connection: Connection) -> list[UUID]:
 
 
 def to_ring(connection: Connection, stages: Collection[Stage], limit: int, again_after_s: float) -> list[Claim]:
-    """Ready shards whose doorbell was never rung, or long ago; marks them as rung now."""
+    """Ready shards whose doorbell was never rung, or long ago, the oldest first; marks them as rung now."""
     rows = connection.execute(
         text(
             f"""
-            UPDATE shards SET rung_at = now()
-            WHERE shard_id IN (
-                SELECT shard_id FROM shards
-                WHERE state = 'ready' AND stage = ANY(:stages) AND not_before <= now() AND {NOT_PAUSED}
-                  AND (rung_at IS NULL OR rung_at < now() - make_interval(secs => :again_after_s))
-                ORDER BY created_at, shard_id LIMIT :limit FOR UPDATE SKIP LOCKED
+            WITH rung AS (
+                UPDATE shards SET rung_at = now()
+                WHERE shard_id IN (
+                    SELECT shard_id FROM shards
+                    WHERE state = 'ready' AND stage = ANY(:stages) AND not_before <= now() AND {NOT_PAUSED}
+                      AND (rung_at IS NULL OR rung_at < now() - make_interval(secs => :again_after_s))
+                    ORDER BY created_at, shard_id LIMIT :limit FOR UPDATE SKIP LOCKED
+                )
+                RETURNING shard_id, run_id, stage, label_version, item_ids, claim_seq, created_at
             )
-            RETURNING shard_id, run_id, stage, label_version, item_ids, claim_seq
+            SELECT * FROM rung ORDER BY created_at, shard_id  -- RETURNING has an order of its own
             """  # noqa: S608 - our own constant
         ),
         {

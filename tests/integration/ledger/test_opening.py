@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Engine, text
@@ -58,6 +58,20 @@ def test_doorbells_are_rung_once_until_long_ago(engine: Engine, run: Run) -> Non
     with engine.begin() as connection:
         connection.execute(text("UPDATE shards SET rung_at = now() - interval '31 s'"))
         assert len(ledger.to_ring(connection, stages, 100, again_after_s=30)) == 6
+
+
+def test_the_oldest_are_rung_first(engine: Engine, run: Run) -> None:
+    with engine.begin() as connection:
+        for number in range(40):  # trainings that one command starts, one after the other
+            item = UUID(int=1000 - number)
+            (shard_id,) = ledger.add_shards(connection, run.run_id, Stage.TRAIN, [[item]], parent=item)
+            connection.execute(
+                text("UPDATE shards SET created_at = now() + make_interval(secs => :s) WHERE shard_id = :id"),
+                {"s": number, "id": shard_id},
+            )
+    with engine.begin() as connection:
+        rung = ledger.to_ring(connection, [Stage.TRAIN], 64, again_after_s=30)
+    assert [claim.item_ids[0].int for claim in rung] == list(range(1000, 960, -1))
 
 
 def test_a_worker_rings_itself_for_the_shard_that_its_own_makes_ready(engine: Engine, run: Run) -> None:
