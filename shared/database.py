@@ -61,7 +61,7 @@ def make_engine(database_url: str) -> Engine:
     )
     event.listen(made, "handle_error", _leave_out_rows)
 
-    # pool_pre_ping asks each time, and a shard that is quickly done waited a fifth of its claim and finish for that
+    # pool_pre_ping asks each time: two of the seven answers that a shard's claim and finish wait for
     def ask_the_rested(connection: Any, record: ConnectionPoolEntry, _: Any) -> None:
         used_at = record.info.get("used_at")  # None: it is new
         if used_at is None or time.monotonic() - used_at < RESTED_S:

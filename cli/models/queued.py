@@ -46,7 +46,7 @@ def find_or_start(
     found = find_training(*asked, reviewed=reviewed, done=there)
     if found is None and there:
         raise InvalidInputError(
-            output_dir, None, "it exists already, from another training: name another folder, or move this one away"
+            output_dir, None, "it exists already, from another training: move it away, or name another by --output"
         )
     return found or start_training(*asked, reviewed=reviewed)
 

@@ -42,7 +42,7 @@ SETTINGS = {
     # a server of its own, without replicas: the short log
     "wal_level": "minimal",
     "max_wal_senders": "0",
-    # after a checkpoint every page is logged whole once: fewer of them (a million passages fill 4 GB within minutes)
+    # after a checkpoint every page is logged whole once: fewer of them, one for some 2 GB of log
     "max_wal_size": "4GB",
     "checkpoint_timeout": "15min",
     # the parallel workers of a query meet in /dev/shm, which a container keeps small

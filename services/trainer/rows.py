@@ -1,7 +1,8 @@
 """Reads a dataset row by row, whatever it is stored in, each row with its place, and knows nothing of its meaning.
 
 Memory holds a row, or a batch of rows of a parquet file or a hub's stream. What breaks a format's rules is an
-InvalidInputError with file, line and rule.
+InvalidInputError with file, line and rule; what goes away by itself, as a hub or room on the disk comes back, is raised
+as it is.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from pyarrow import parquet
 
 from services.trainer.lines import Where, json_lines, text_lines
 from services.trainer.mixture_config import DatasetSource
+from shared.database import is_transient
 from shared.errors import InvalidInputError, SettingError
 
 Row = tuple[Where, dict[str, Any]]
 
 csv.field_size_limit(2**24)  # characters; the reader's own limit of 2^17 refuses long passages
 
+PARQUET_ROWS = 1024  # read at once
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
@@ -83,16 +86,21 @@ def _read_csv(path: Path, delimiter: str, columns: tuple[str, ...] | None) -> It
 def _read_parquet(path: Path) -> Iterator[Row]:
     if not path.is_file():
         raise InvalidInputError(path, None, "there is no such file")
-    number = 0
+    number: int | None = None
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
+            number = 0
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
                 for row in batch.to_pylist():
                     number += 1
                     yield (path, number), row
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # a broken page, or a text that is no UTF-8
-        line = number + 1 if number else None
-        raise InvalidInputError(path, line, f"not a parquet file that can be read: {error}") from None
+        if is_transient(error):
+            raise
+        if number is None:
+            raise InvalidInputError(path, None, f"not a parquet file that can be read: {error}") from None
+        rule = f"something in the {PARQUET_ROWS:,} rows from this one on cannot be read: {error}"
+        raise InvalidInputError(path, number + 1, rule) from None
 
 
 def _read_folder(source: DatasetSource, path: Path) -> Iterator[Row]:
@@ -126,6 +134,8 @@ def _numbered(dataset: Iterable[dict[str, Any]], name: Path | str) -> Iterator[R
     try:
         for number, row in enumerate(dataset, start=1):
             yield (name, number), row
-    except Exception as error:  # whatever the library raises for a broken file, or a hub that is gone in the middle
+    except Exception as error:  # whatever the library raises for a broken file
+        if is_transient(error) or isinstance(error, MemoryError):
+            raise
         rule = f"the dataset cannot be read on ({type(error).__name__}: {error})"
         raise InvalidInputError(name, number + 1, rule) from error

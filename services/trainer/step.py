@@ -19,7 +19,7 @@ from services.trainer.peers import ALONE, Peers
 from services.trainer.prompts import put_before
 from shared.errors import SettingError
 
-# Tokens whose activations are held at once: on a CPU about what a batch of 32 triplets has; a GPU has room for more.
+# Tokens whose activations are held at once: on a CPU two thirds of 32 triplets of 128 tokens; a GPU has room for more.
 CPU_KEPT_TOKENS, GPU_KEPT_TOKENS = 8192, 65536
 
 log = structlog.get_logger()

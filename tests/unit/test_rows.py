@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow
@@ -11,8 +11,10 @@ import pytest
 from datasets import Dataset, DatasetDict
 from pyarrow import parquet
 
+from services.trainer import rows
 from services.trainer.mixture_config import PairSource
 from services.trainer.rows import read_rows
+from shared.database import is_transient
 from shared.errors import InvalidInputError
 
 ROWS = [
@@ -126,13 +128,27 @@ def test_a_folder_that_breaks_off_is_told_with_the_row(tmp_path: Path) -> None:
         list(read_rows(source(tmp_path / "repository")))
 
 
+@pytest.mark.parametrize("error", [ConnectionError("Server Disconnected"), OSError(28, "No space left on device")])
+def test_a_hub_that_is_away_in_the_middle_is_no_fault_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def breaks_off(*_: object, **__: object) -> Iterator[dict[str, str]]:
+        yield ROWS[0]
+        raise error
+
+    monkeypatch.setattr(rows, "load_dataset", breaks_off)
+    with pytest.raises(type(error)) as caught:
+        list(read_rows(source(tmp_path)))
+    assert is_transient(caught.value)
+
+
 def test_a_parquet_file_that_is_broken_behind_good_rows_is_told_with_the_row(tmp_path: Path) -> None:
     path = tmp_path / "late.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(ROWS * 1024), path, row_group_size=1024)
     second = parquet.ParquetFile(path).metadata.row_group(1).column(0).dictionary_page_offset
     sound = path.read_bytes()
     path.write_bytes(sound[:second] + b"\xff" * 40 + sound[second + 40 :])
-    with pytest.raises(InvalidInputError, match=r"late\.parquet:1025: not a parquet file that can be read"):
+    with pytest.raises(InvalidInputError, match=r"late\.parquet:1025: something in the 1,024 rows from this one on"):
         list(read_rows(source(path)))
 
 
@@ -141,7 +157,7 @@ def test_a_parquet_file_with_a_text_that_is_not_utf8(tmp_path: Path) -> None:
         pyarrow.string(), 1, [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xff")]
     )
     parquet.write_table(pyarrow.table({"query": broken, "positive": ["a"]}), tmp_path / "x.parquet")
-    with pytest.raises(InvalidInputError, match=r"x\.parquet: not a parquet file that can be read: 'utf-8' codec"):
+    with pytest.raises(InvalidInputError, match=r"x\.parquet:1: something in the 1,024 rows .* 'utf-8' codec"):
         list(read_rows(source(tmp_path / "x.parquet")))
 
 
