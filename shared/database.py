@@ -37,7 +37,7 @@ _TRANSIENT = (OperationalError, InterfaceError, PoolTimeoutError, ConnectionErro
 # what the system says, and SQLite, which is the local Qdrant's; libraries hide the number behind errors of their own
 _DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "disk is full")
 TCP_IDLE_S = 30  # and 15 more until a connection that nobody answers counts as gone
-RESTED_S = 1.0  # a connection that was in use until then is not asked whether its server is still there
+RESTED_S = 1.0  # a connection that was in use less long ago is not asked whether its server is still there
 
 
 def make_engine(database_url: str) -> Engine:

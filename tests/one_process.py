@@ -18,31 +18,24 @@ from sqlalchemy import Engine, text
 from services.dispatcher.tick import QUEUE_TARGET, tick
 from services.retriever import vector_index
 from shared.database import engine as process_engine
-from shared.settings import settings
 from shared.stages import RUN_STAGES, Stage, task_name
+from tests.own_process import process_on
 
 
 @contextmanager
 def services_on(database_url: str, broker_url: str, home: Path) -> Iterator[Engine]:
     """The services' engine, on that ledger; their vector index lies in `home`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FRETWORK_DATABASE_URL", database_url)
-        patch.setenv("FRETWORK_BROKER_URL", broker_url)
-        patch.setenv("FRETWORK_HOME", str(home))
         patch.delenv("FRETWORK_QDRANT_URL", raising=False)
-        settings.cache_clear()
-        process_engine.cache_clear()
-        from shared import lease, worker  # looks for the broker when it is imported
+        with process_on(database_url, broker_url=broker_url, home=str(home)):
+            from shared import lease, worker  # looks for the broker when it is imported
 
-        patch.setattr(worker, "RETRY_AFTER_TRANSIENT_S", 0.0)
-        try:
-            yield process_engine()
-        finally:
-            lease.stop()
-            lose_index(home)
-            process_engine().dispose()
-            process_engine.cache_clear()
-            settings.cache_clear()
+            patch.setattr(worker, "RETRY_AFTER_TRANSIENT_S", 0.0)
+            try:
+                yield process_engine()
+            finally:
+                lease.stop()
+                lose_index(home)
 
 
 def lose_index(home: Path) -> None:

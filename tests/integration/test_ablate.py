@@ -26,15 +26,14 @@ from cli.ablate.recipes import RECIPES
 from cli.corpus.store import import_corpus
 from services.trainer import child
 from services.trainer.config import BeirFolder, TrainingConfig
-from shared import lease, ledger
-from shared.database import engine as process_engine
+from shared import ledger
 from shared.errors import FretworkError, InvalidInputError, NotDoneError
 from shared.records import LLMConfig, RunConfig, query_id
 from shared.reviews import save_review
 from shared.runs import Run, find_run, start_run
 from shared.schema import evaluations, fret_records, label_versions, queries, shards, training_runs
-from shared.settings import settings
 from shared.stages import Stage
+from tests.own_process import process_on
 from tests.servers import until
 from tests.unit.tiny_model import DIM, WORDS, make_tiny_model
 
@@ -42,22 +41,13 @@ PASSAGES, QUERIES = 24, 16
 
 
 @pytest.fixture
-def engine(database_url: str, broker_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+def engine(database_url: str, broker_url: str, tmp_path: Path) -> Iterator[Engine]:
     """An engine; that of the workers in this process leads to the same database, and no LLM is configured."""
-    for name, value in {"DATABASE_URL": database_url, "BROKER_URL": broker_url, "HOME": str(tmp_path / "home")}.items():
-        monkeypatch.setenv(f"FRETWORK_{name}", value)
-    settings.cache_clear()
-    process_engine.cache_clear()
-    made = create_engine(database_url)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield made
-    torch.set_num_threads(threads)
-    lease.stop()
-    process_engine().dispose()
-    process_engine.cache_clear()
-    settings.cache_clear()
-    made.dispose()
+    with process_on(database_url, broker_url=broker_url, home=str(tmp_path / "home")) as made:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield made
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -8,13 +8,12 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, text
 from typer.testing import CliRunner, Result
 
 from cli.corpus.store import import_corpus
 from cli.main import app
 from shared import heartbeat, ledger
-from shared.database import engine as process_engine
 from shared.errors import FretworkError, LeaseLostError, SettingError
 from shared.fleet import list_queues, list_workers
 from shared.progress import describe
@@ -25,22 +24,14 @@ from shared.schema import training_runs
 from shared.settings import settings
 from shared.stages import RUN_STAGES, Stage
 from shared.trainings import find_training, start_training
+from tests.own_process import process_on
 from tests.servers import until
 
 
 @pytest.fixture
-def engine(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """An engine; this process's own leads to the same database."""
-    monkeypatch.setenv("FRETWORK_DATABASE_URL", database_url)
-    settings.cache_clear()
-    process_engine.cache_clear()
-    made = create_engine(database_url)
-    yield made
-    heartbeat.stop()
-    process_engine().dispose()
-    process_engine.cache_clear()
-    settings.cache_clear()
-    made.dispose()
+def engine(database_url: str) -> Iterator[Engine]:
+    with process_on(database_url) as made:
+        yield made
 
 
 @pytest.fixture

@@ -96,26 +96,27 @@ def backend(engine: Engine) -> int:
         return int(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
 
 
-def end(engine: Engine, pid: int) -> None:
-    with engine.connect() as connection:
+def lose(engine: Engine) -> int:
+    """Ends the server's side of the connection that the engine's pool holds; returns which it was."""
+    pid = backend(engine)
+    with create_engine(engine.url, poolclass=NullPool).connect() as connection:
         connection.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+    return pid
 
 
 def test_a_connection_that_was_lost_while_it_rested_is_replaced(
-    engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.database.RESTED_S", 0.0)
-    lost = backend(engine)
-    end(create_engine(database_url, poolclass=NullPool), lost)
+    lost = lose(engine)
     assert backend(engine) != lost
 
 
 def test_a_connection_that_is_lost_at_work_is_a_transient_error_and_replaced_then(
-    engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.database.RESTED_S", 3600.0)
-    lost = backend(engine)
-    end(create_engine(database_url, poolclass=NullPool), lost)
+    lost = lose(engine)
     with pytest.raises(DBAPIError) as caught:
         backend(engine)
     assert is_transient(caught.value)

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, Row, create_engine, select
+from sqlalchemy import Engine, Row, select
 
 from cli.corpus.store import import_corpus
 from services.generator.parse import NO_QUERY, Pair, parse
 from services.generator.prompt import prompt_of
 from services.generator.prompted import PROMPT_REFUSED
-from shared import lease, meter
-from shared.database import engine as process_engine
 from shared.llm import Completion
 from shared.llm.open import close as close_llm
 from shared.progress import conservation
@@ -24,6 +22,7 @@ from shared.schema import drops, llm_usage, passages, queries, shards
 from shared.settings import settings
 from tests.llm_stub import Fault, StubLLM
 from tests.llm_stub_model import write
+from tests.own_process import process_on
 from tests.passages import write_corpus
 
 PASSAGES, BAD, MARK = 6, 2, "zzbad"
@@ -31,20 +30,9 @@ LLM = LLMConfig(model="stub", num_examples=2)
 
 
 @pytest.fixture
-def engine(database_url: str, broker_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """An engine; the generator's own, in this process, leads to the same database."""
-    monkeypatch.setenv("FRETWORK_DATABASE_URL", database_url)
-    monkeypatch.setenv("FRETWORK_BROKER_URL", broker_url)
-    settings.cache_clear()
-    process_engine.cache_clear()
-    made = create_engine(database_url)
-    yield made
-    lease.stop()
-    meter.stop()
-    process_engine().dispose()
-    process_engine.cache_clear()
-    settings.cache_clear()
-    made.dispose()
+def engine(database_url: str, broker_url: str) -> Iterator[Engine]:
+    with process_on(database_url, broker_url=broker_url) as made:
+        yield made
 
 
 @pytest.fixture

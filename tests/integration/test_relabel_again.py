@@ -12,14 +12,13 @@ from typing import Any
 
 import orjson
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, insert, select, text, update
+from sqlalchemy import Connection, Engine, insert, select, text, update
 
 from cli.corpus.store import import_corpus
 from services.relabeler.fuse import fuse
 from services.relabeler.prompt import prompts_of
 from services.relabeler.prompted import UNUSABLE_SCORES
-from shared import lease, ledger, meter
-from shared.database import engine as process_engine
+from shared import ledger, meter
 from shared.labels import add_label_version
 from shared.llm.open import close as close_llm
 from shared.progress import conservation
@@ -30,6 +29,7 @@ from shared.settings import settings
 from shared.stages import Stage
 from tests import llm_stub_model
 from tests.llm_stub import Fault, StubLLM
+from tests.own_process import process_on
 
 TEXTS = (
     "The kettle boils water for tea. It switches itself off when the water boils.",
@@ -40,19 +40,9 @@ ASKED = ("water boils for tea", "green tea wants cooler water", "the chain drive
 
 
 @pytest.fixture
-def engine(database_url: str, broker_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """An engine; the relabeler's own, in this process, leads to the same database."""
-    monkeypatch.setenv("FRETWORK_DATABASE_URL", database_url)
-    monkeypatch.setenv("FRETWORK_BROKER_URL", broker_url)
-    settings.cache_clear()
-    process_engine.cache_clear()
-    made = create_engine(database_url)
-    yield made
-    lease.stop()
-    process_engine().dispose()
-    process_engine.cache_clear()
-    settings.cache_clear()
-    made.dispose()
+def engine(database_url: str, broker_url: str) -> Iterator[Engine]:
+    with process_on(database_url, broker_url=broker_url) as made:
+        yield made
 
 
 def started(engine: Engine, tmp_path: Path, config: RunConfig) -> Run:

@@ -7,31 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine
 
 from cli.corpus.store import import_corpus
-from shared import lease, meter
-from shared.database import engine as process_engine
 from shared.runs import Run, start_run
-from shared.settings import settings
 from tests.integration.budget.steps import LLM
+from tests.own_process import process_on
 
 
 @pytest.fixture
-def engine(database_url: str, broker_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """An engine; this process's own, which meter and worker use, leads to the same database."""
-    monkeypatch.setenv("FRETWORK_DATABASE_URL", database_url)
-    monkeypatch.setenv("FRETWORK_BROKER_URL", broker_url)
-    settings.cache_clear()
-    process_engine.cache_clear()
-    made = create_engine(database_url)
-    yield made
-    meter.stop()
-    lease.stop()
-    process_engine().dispose()
-    process_engine.cache_clear()
-    settings.cache_clear()
-    made.dispose()
+def engine(database_url: str, broker_url: str) -> Iterator[Engine]:
+    with process_on(database_url, broker_url=broker_url) as made:
+        yield made
 
 
 @pytest.fixture
