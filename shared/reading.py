@@ -24,13 +24,16 @@ CURVE_POINTS = 500
 
 @dataclass(frozen=True, slots=True)
 class DeadShard:
-    """A shard that failed for good. `failures` are errors of its own, `losses` workers that died with it in hand."""
+    """A shard that failed for good. `failures` are errors of its own, `losses` workers that died with it in hand,
+    `setbacks` calls that its server failed on while it answered others.
+    """
 
     shard_id: UUID
     stage: Stage
     items: int
     failures: int
     losses: int
+    setbacks: int
     error_type: str | None
     error_message: str | None
     error_traceback: str | None
@@ -85,8 +88,8 @@ def dead_shards(connection: Connection, run_id: UUID, limit: int, after: UUID | 
     rows = connection.execute(
         text(
             """
-            SELECT shard_id, stage, item_count AS items, failures, losses, error_type, error_message, error_traceback,
-                   claimed_at
+            SELECT shard_id, stage, item_count AS items, failures, losses, setbacks, error_type, error_message,
+                   error_traceback, claimed_at
             FROM shards WHERE run_id = :run_id AND state = 'dead'
               AND (CAST(:after AS uuid) IS NULL OR shard_id > :after)
             ORDER BY shard_id LIMIT :limit

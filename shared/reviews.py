@@ -12,6 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Subquery, case, func, insert, or_, select, text
 
+from shared.labels import find_policy
 from shared.records import FRetRecord
 from shared.runs import Run
 from shared.schema import fret_records, reviews
@@ -38,7 +39,8 @@ class Doubtful:
 
     `moved`: 1 where the positive is not the seed. `disagreement`: |1/ql_rank - 1/rc_rank| of the positive, in [0, 1).
     `thinness`: 1 less what its fused score is ahead of the best other candidate's, and not less than 0; more than 1
-    where another is better.
+    where another is better. Of one rank alone (fusion `ql` or `rc`) the best that there is is 1 and the next 1/2, so
+    what it is ahead counts twice.
     """
 
     query_id: UUID
@@ -137,6 +139,7 @@ def list_doubtful(
 
     It looks at every record of the version, and holds `limit` of them.
     """
+    ahead = 1 if find_policy(connection, run, label_version).fusion == "rrf" else 2
     rows = connection.execute(
         text(
             """
@@ -147,7 +150,7 @@ def list_doubtful(
                        CAST(CAST(fret_records.positive_changed AS int) AS float) AS moved,
                        abs(CAST(1 AS float) / fret_records.positive_ql_rank
                            - CAST(1 AS float) / fret_records.positive_rc_rank) AS disagreement,
-                       greatest(0, 1 - fret_records.positive_fused_score + coalesce(runner_up_fused_score, 0))
+                       greatest(0, 1 - :ahead * (fret_records.positive_fused_score - coalesce(runner_up_fused_score, 0)))
                          AS thinness
                 FROM fret_records LEFT JOIN LATERAL (
                     SELECT decision, positive_id FROM reviews
@@ -161,6 +164,6 @@ def list_doubtful(
             ORDER BY doubt DESC, query_id LIMIT :limit
             """
         ),
-        {"run_id": run.run_id, "label_version": label_version, "limit": limit, "decided": decided},
+        {"run_id": run.run_id, "label_version": label_version, "limit": limit, "decided": decided, "ahead": ahead},
     ).mappings()
     return [Doubtful(**row) for row in rows]

@@ -6,7 +6,6 @@ before the query; the scores are the raw relevance scores (`rc_score`), for its 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,16 +18,12 @@ from shared.text_format import query_prompt
 COLUMNS = ["query", "pos", "neg", "pos_scores", "neg_scores", "prompt"]
 
 
-def write_bge(batches: Iterable[list[ExportRow]], path: Path) -> Counter[str]:
-    """One object per line; how many records were left out, by reason."""
-    left_out = Counter[str]()
+def write_bge(batches: Iterable[list[ExportRow]], path: Path) -> None:
+    """One object per line."""
     with path.open("wb") as file:
         for rows in batches:
             for row in rows:
                 positive, *negatives = masked_passages(row)
-                if not all((positive, *negatives)):
-                    left_out["empty_when_masked"] += 1
-                    continue
                 values = (
                     row["query_text"],
                     [positive],
@@ -39,4 +34,3 @@ def write_bge(batches: Iterable[list[ExportRow]], path: Path) -> Counter[str]:
                 )
                 line = dict(zip(COLUMNS, values, strict=True))
                 file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-    return left_out

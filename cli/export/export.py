@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from cli.export import beir, bge
 from cli.export.card import render_card
 from cli.export.parquet_jsonl import SCHEMA, write_jsonl, write_parquet
 from cli.export.rows import ExportRow, read_rows
-from cli.export.sentence_transformers import triplet_columns, write_triplets
+from cli.export.sentence_transformers import masked_passages, triplet_columns, write_triplets
 from shared.durably import rename_durably
 from shared.errors import InvalidInputError, NotFoundError
 from shared.labels import find_policy
@@ -133,9 +133,16 @@ def _write_data(
     num_negatives: int,
     folder: Path,
 ) -> _Data:
-    counts = Counter[str]()
-    batches = _counted(read_rows(connection, run.run_id, run.corpus_id, label_version), counts)
-    columns, left_out = SCHEMA.names, Counter[str]()
+    def reason(row: ExportRow) -> str | None:
+        if export_format == ExportFormat.SENTENCE_TRANSFORMERS and len(row["negative_ids"]) < num_negatives:
+            return "too_few_negatives"
+        if export_format.masked_spans == "applied" and not all(masked_passages(row)):
+            return "empty_when_masked"
+        return None
+
+    counts, left_out, columns = Counter[str](), Counter[str](), SCHEMA.names
+    rows = read_rows(connection, run.run_id, run.corpus_id, label_version)
+    batches = _counted(_without(rows, reason, left_out), counts)
     match export_format:
         case ExportFormat.PARQUET:
             write_parquet(batches, folder / "train.parquet")
@@ -143,13 +150,24 @@ def _write_data(
             write_jsonl(batches, folder / "train.jsonl")
         case ExportFormat.SENTENCE_TRANSFORMERS:
             columns = triplet_columns(num_negatives)
-            left_out = write_triplets(batches, folder / "train.parquet", num_negatives)
+            write_triplets(batches, folder / "train.parquet", num_negatives)
         case ExportFormat.BGE:
-            columns, left_out = bge.COLUMNS, bge.write_bge(batches, folder / "train.jsonl")
+            columns = bge.COLUMNS
+            bge.write_bge(batches, folder / "train.jsonl")
         case ExportFormat.BEIR:
             columns = beir.COLUMNS
             beir.write_beir(connection, run, batches, folder)
     return _Data(columns, counts, left_out)
+
+
+def _without(
+    batches: Iterable[list[ExportRow]], reason: Callable[[ExportRow], str | None], left_out: Counter[str]
+) -> Iterator[list[ExportRow]]:
+    """The records that the format can hold; the others are counted by the reason that it cannot."""
+    for rows in batches:
+        reasons = [reason(row) for row in rows]
+        left_out.update(why for why in reasons if why is not None)
+        yield [row for row, why in zip(rows, reasons, strict=True) if why is None]
 
 
 def _counted(batches: Iterable[list[ExportRow]], counts: Counter[str]) -> Iterator[list[ExportRow]]:
@@ -191,7 +209,7 @@ def _manifest(
         "columns": data.columns,
         "masked_spans": export_format.masked_spans,
         "counts": {
-            "records": data.counts["records"] - data.left_out.total(),
+            "records": data.counts["records"],
             "left_out": left_out,
             "reviewed": reviewed,
             "positives_changed": data.counts["positives_changed"],

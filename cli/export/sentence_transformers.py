@@ -9,8 +9,7 @@ negative would be a text to learn from, and a repeated one would weigh twice.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,26 +26,14 @@ def triplet_columns(num_negatives: int) -> list[str]:
     return ["anchor", "positive", *(f"negative_{number}" for number in range(1, num_negatives + 1))]
 
 
-def write_triplets(batches: Iterable[list[ExportRow]], path: Path, num_negatives: int) -> Counter[str]:
-    """Writes the parquet file, in row groups of bounded size; how many records were left out, by reason."""
-    columns, left_out = triplet_columns(num_negatives), Counter[str]()
+def write_triplets(batches: Iterable[list[ExportRow]], path: Path, num_negatives: int) -> None:
+    """Writes the parquet file, in row groups of bounded size."""
+    columns = triplet_columns(num_negatives)
     triplets = (
-        [dict(zip(columns, texts, strict=True)) for texts in _triplets(rows, num_negatives, left_out)]
+        [dict(zip(columns, (row["query_text"], *masked_passages(row)), strict=True)) for row in rows]
         for rows in batches
     )
     write_row_groups(triplets, path, pa.schema([(name, pa.string()) for name in columns]))
-    return left_out
-
-
-def _triplets(rows: list[ExportRow], num_negatives: int, left_out: Counter[str]) -> Iterator[list[str]]:
-    for row in rows:
-        positive, *negatives = masked_passages(row)
-        if len(negatives) < num_negatives:
-            left_out["too_few_negatives"] += 1
-        elif not all((positive, *negatives)):
-            left_out["empty_when_masked"] += 1
-        else:
-            yield [row["query_text"], positive, *negatives]
 
 
 def masked_passages(row: ExportRow) -> list[str]:

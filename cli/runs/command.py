@@ -294,7 +294,7 @@ def dead(
         for each in found:
             typer.echo(
                 f"{each.shard_id} · {each.stage} · {each.items} items · "
-                f"{each.failures} failures, {each.losses} losses\n"
+                f"{each.failures} failures, {each.losses} losses, {each.setbacks} setbacks\n"
                 f"{each.error_traceback or f'{each.error_type}: {each.error_message}'}"
             )
         if not found:

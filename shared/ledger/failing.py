@@ -1,4 +1,4 @@
-"""A shard that went wrong: given back, failed, lost with its worker; tried again, halved, or ended with a reason."""
+"""A shard that went wrong: given back, failed, lost with its worker; tried again, halved, or dead with its error."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from shared.errors import (
     SettingError,
     TooSlowError,
 )
-from shared.ledger.shards import MAX_LOSSES, Claim, add_shards, claim_of, drop, leave_claimed
-from shared.records import Dropped
-from shared.stages import RUN_STAGES, Stage
+from shared.ledger.shards import MAX_LOSSES, Claim, add_shards, claim_of, leave_claimed
+from shared.stages import RUN_STAGES
 
 MAX_FAILURES = 3
 MAX_LOSSES_ALONE = 3  # of a lone item after these, with its process to itself
@@ -32,26 +31,27 @@ def release(connection: Connection, held: Claim, error: Exception, delay_s: floa
     """claimed -> ready after a transient error: no failure is counted, the shard waits `delay_s`.
 
     claimed -> waiting where the error says that the stage's barrier is closed again. A shard that was too slow is
-    halved. So is one with three setbacks, and a lone item with three ends with the reason `call_failed`, or its run
-    would go round for ever.
+    halved. So is one with three setbacks, and a lone item with three is dead, or its run would go round for ever.
     """
+    is_setback, is_whole = isinstance(error, SetbackError), len(held.item_ids) > 1
     leave_claimed(
         connection,
         held,
-        "state = :state, rung_at = NULL, not_before = now() + make_interval(secs => :delay_s), "
-        "setbacks = setbacks + :setback, error_type = :error_type, error_message = :error_message",
+        "state = CASE WHEN :ends_alone AND setbacks + 1 >= :max_setbacks THEN 'dead' ELSE :state END, "
+        "rung_at = NULL, not_before = now() + make_interval(secs => :delay_s), setbacks = setbacks + :setback, "
+        "error_type = :error_type, error_message = :error_message, error_traceback = :error_traceback",
         state="waiting" if isinstance(error, BarrierClosedError) else "ready",
         delay_s=delay_s,
-        setback=int(isinstance(error, SetbackError)),
-        error_type=type(error).__name__,
-        error_message=_storable(str(error)),
+        setback=int(is_setback),
+        ends_alone=is_setback and not is_whole,
+        max_setbacks=MAX_SETBACKS,
+        **_told(error),
     )
     setbacks = connection.execute(
         text("SELECT setbacks FROM shards WHERE shard_id = :shard_id"), {"shard_id": held.shard_id}
     ).scalar_one()
-    too_slow = isinstance(error, TooSlowError) and len(held.item_ids) > 1
-    if too_slow or (isinstance(error, SetbackError) and setbacks >= MAX_SETBACKS):
-        _divide(connection, held, "call_failed", _storable(str(error)), delay_s)
+    if is_whole and (isinstance(error, TooSlowError) or (is_setback and setbacks >= MAX_SETBACKS)):
+        _halve(connection, held, delay_s=delay_s)
 
 
 def fail(connection: Connection, held: Claim, error: Exception) -> None:
@@ -71,9 +71,7 @@ def fail(connection: Connection, held: Claim, error: Exception) -> None:
         delay_s=RETRY_AFTER_FAILURE_S,
         max_failures=MAX_FAILURES,
         hopeless=hopeless,
-        error_type=type(error).__name__,
-        error_message=_storable(str(error)),
-        error_traceback=_storable("".join(traceback.format_exception(error))),
+        **_told(error),
     )
     if not hopeless and _is_about_an_item(connection, held):
         _halve(connection, held, failures=MAX_FAILURES - 1)
@@ -108,6 +106,15 @@ def _is_about_an_item(connection: Connection, failed: Claim) -> bool:
     return bool(state == "dead" and failing <= most)
 
 
+def _told(error: Exception) -> dict[str, str]:
+    """What the ledger keeps of an error."""
+    return {
+        "error_type": type(error).__name__,
+        "error_message": _storable(str(error)),
+        "error_traceback": _storable("".join(traceback.format_exception(error))),
+    }
+
+
 def _storable(message: str) -> str:
     """Postgres stores no NUL and no lone surrogate, and an error may quote the very text that holds one."""
     return message.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode("utf-8")
@@ -116,8 +123,8 @@ def _storable(message: str) -> str:
 def reap(connection: Connection) -> list[UUID]:
     """claimed -> ready where a lease ran out.
 
-    A shard lost three times is halved. A lone item is tried alone then (see `claim`), and ends when that is lost three
-    times too.
+    A shard lost three times is halved. A lone item is tried alone then (see `claim`), and is dead when that is lost
+    three times too.
     """
     lost = connection.execute(
         text(
@@ -135,9 +142,18 @@ def reap(connection: Connection) -> list[UUID]:
     for row in lost.all():
         reaped.append(row["shard_id"])
         held = claim_of(row)
-        is_lone_item = len(held.item_ids) == 1 and held.stage in RUN_STAGES
-        if row["losses"] >= MAX_LOSSES + is_lone_item * MAX_LOSSES_ALONE:
-            _divide(connection, held, "killed_worker", f"its worker was lost {row['losses']} times")
+        is_of_a_run, is_whole = held.stage in RUN_STAGES, len(held.item_ids) > 1
+        if is_of_a_run and is_whole:
+            if row["losses"] >= MAX_LOSSES:
+                _halve(connection, held)
+        elif row["losses"] >= MAX_LOSSES + is_of_a_run * MAX_LOSSES_ALONE:
+            connection.execute(
+                text(
+                    "UPDATE shards SET state = 'dead', error_type = 'killed_worker', error_message = :message, "
+                    "error_traceback = NULL WHERE shard_id = :shard_id"
+                ),
+                {"shard_id": held.shard_id, "message": f"its worker was lost {row['losses']} times"},
+            )
     return reaped
 
 
@@ -150,28 +166,6 @@ def forget_losses(connection: Connection, held: Claim) -> None:
         ),
         {"shard_id": held.shard_id, "claim_seq": held.claim_seq},
     )
-
-
-def _divide(connection: Connection, lost: Claim, reason: str, detail: str, delay_s: float = 0.0) -> None:
-    """Halves a shard that cannot be done, until the item that it is about stands alone, and ends with the reason."""
-    by_id = {"shard_id": lost.shard_id}
-    if lost.stage not in RUN_STAGES:
-        connection.execute(
-            text(
-                "UPDATE shards SET state = 'dead', error_type = :reason, error_message = :detail "
-                "WHERE shard_id = :shard_id"
-            ),
-            {**by_id, "reason": reason, "detail": detail},
-        )
-    elif len(lost.item_ids) == 1:
-        connection.execute(
-            text("UPDATE shards SET state = 'done', finished_at = now() WHERE shard_id = :shard_id"), by_id
-        )
-        drop(connection, lost, [Dropped(lost.item_ids[0], reason, detail)])
-        if lost.stage == Stage.RELABEL and lost.label_version == 1:  # never judged, so no version has a record of it
-            _drop_in_other_versions(connection, lost.run_id, lost.item_ids[0])
-    else:
-        _halve(connection, lost, delay_s=delay_s)
 
 
 def _halve(connection: Connection, whole: Claim, failures: int = 0, delay_s: float = 0.0) -> None:
@@ -195,19 +189,4 @@ def _halve(connection: Connection, whole: Claim, failures: int = 0, delay_s: flo
             "not_before = now() + make_interval(secs => :delay_s) WHERE shard_id = ANY(:ids)"
         ),
         {"ids": halves, "failures": failures, "delay_s": delay_s},
-    )
-
-
-def _drop_in_other_versions(connection: Connection, run_id: UUID | None, query_id: UUID) -> None:
-    connection.execute(
-        text(
-            """
-            INSERT INTO drops (run_id, stage, label_version, item_id, reason, detail)
-            SELECT run_id, stage, label_versions.label_version, item_id, reason, detail
-            FROM drops JOIN label_versions USING (run_id)
-            WHERE run_id = :run_id AND stage = 'relabel' AND drops.label_version = 1 AND item_id = :query_id
-              AND label_versions.label_version > 1
-            """
-        ),
-        {"run_id": run_id, "query_id": query_id},
     )

@@ -8,14 +8,15 @@ from sqlalchemy import Connection, text
 
 from shared.counts import read_counts
 from shared.errors import IndexIncompleteError
+from shared.ledger.shards import NOTHING_AGAINST
 from shared.stages import Stage
 
 
 def reopen_index(connection: Connection, run_id: UUID) -> int:
     """done -> ready for a run's index shards, where the vector index turned out to have lost points.
 
-    Does nothing while one of them is open already: then the index is on its way. A shard whose one item ended with a
-    reason stays done. Raises IndexIncompleteError where dead shards are why the index is short (see `unindexed`).
+    Does nothing while one of them is open already: then the index is on its way. Raises IndexIncompleteError where dead
+    shards are why the index is short (see `unindexed`).
     """
     counted = connection.execute(
         text("SELECT state, count(*) FROM shards WHERE run_id = :run_id AND stage = 'index' GROUP BY state"),
@@ -24,7 +25,7 @@ def reopen_index(connection: Connection, run_id: UUID) -> int:
     by_state = {row[0]: row[1] for row in counted}
     if by_state.get("ready") or by_state.get("claimed"):
         return 0
-    if by_state.get("dead", 0) > _failed_alone(connection, run_id):
+    if by_state.get("dead", 0) > unindexed(connection, run_id):
         why = connection.execute(
             text(
                 "SELECT error_message FROM shards WHERE run_id = :run_id AND stage = 'index' AND state = 'dead' LIMIT 1"
@@ -36,28 +37,15 @@ def reopen_index(connection: Connection, run_id: UUID) -> int:
         )
     return connection.execute(
         text(
-            """
-            UPDATE shards SET state = 'ready', rung_at = NULL, not_before = now(), losses = 0, setbacks = 0
-            WHERE run_id = :run_id AND stage = 'index' AND state = 'done' AND NOT EXISTS (
-                SELECT FROM drops WHERE drops.run_id = :run_id AND drops.stage = 'index'
-                  AND drops.item_id = ANY (shards.item_ids)
-            )
-            """
+            f"UPDATE shards SET state = 'ready', rung_at = NULL, not_before = now(), {NOTHING_AGAINST} "  # noqa: S608
+            "WHERE run_id = :run_id AND stage = 'index' AND state = 'done'"
         ),
         {"run_id": run_id},
     ).rowcount
 
 
 def unindexed(connection: Connection, run_id: UUID) -> int:
-    """How many of a run's passages the index does without: they ended in its stage with a reason, or failed alone."""
-    dropped = connection.execute(
-        text("SELECT count(*) FROM drops WHERE run_id = :run_id AND stage = 'index'"), {"run_id": run_id}
-    ).scalar_one()
-    return int(dropped) + _failed_alone(connection, run_id)
-
-
-def _failed_alone(connection: Connection, run_id: UUID) -> int:
-    """How many passages the index lacks because each of them alone cannot be embedded.
+    """How many passages the index does without, because each of them alone cannot be embedded and its shard is dead.
 
     0 where a shard of several is dead, or more than a tenth of the passages: then it is about none of them, and a run
     that went on would search an index of the rest.

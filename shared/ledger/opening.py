@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from shared.errors import FretworkError
-from shared.ledger.shards import NOT_PAUSED, Claim, claim_of
+from shared.ledger.shards import NOT_PAUSED, NOTHING_AGAINST, Claim, claim_of
 from shared.stages import ROUTES, RUN_STAGES, Stage
 
 _NOTHING_OPEN = (
@@ -110,8 +110,8 @@ def retry(connection: Connection, run_id: UUID, shard_id: UUID | None = None) ->
     retried = (
         connection.execute(
             text(
-                "UPDATE shards SET state = CASE WHEN stage = ANY(:behind) THEN 'waiting' ELSE 'ready' END, "
-                "failures = 0, losses = 0, setbacks = 0, rung_at = NULL, not_before = now() "
+                "UPDATE shards SET state = CASE WHEN stage = ANY(:behind) THEN 'waiting' ELSE 'ready' END, "  # noqa: S608
+                f"{NOTHING_AGAINST}, rung_at = NULL, not_before = now() "
                 "WHERE run_id = :run_id AND state = 'dead' "
                 "AND (shard_id = :shard_id OR CAST(:shard_id AS uuid) IS NULL AND stage = ANY(:stages)) "
                 "RETURNING stage"

@@ -20,6 +20,9 @@ NOT_PAUSED = (
     "NOT (stage = ANY(:run_stages) AND run_id IN (SELECT run_id FROM runs WHERE state IN ('paused', 'cancelled')))"
 )
 
+NO_ERROR = "error_type = NULL, error_message = NULL, error_traceback = NULL"
+NOTHING_AGAINST = f"failures = 0, losses = 0, setbacks = 0, {NO_ERROR}"  # a shard, which starts anew
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -151,7 +154,7 @@ def finish(connection: Connection, held: Claim, dropped: Sequence[Dropped], surv
     Call it first in the transaction that stores the outputs. Returns the shards that may start at once; ring for them
     after the commit. Raises LeaseLostError where another worker holds the shard, and nothing is stored.
     """
-    leave_claimed(connection, held, "state = 'done', finished_at = now(), error_type = NULL, error_message = NULL")
+    leave_claimed(connection, held, f"state = 'done', finished_at = now(), {NO_ERROR}")
     drop(connection, held, dropped)
     following = ROUTES[held.stage].then
     if following is None or not survivors:

@@ -382,6 +382,9 @@ def test_more_negatives_make_more_columns_and_unusable_records_are_counted(ledge
     assert "begins so" in row["negative_1"]
     assert "Passage" not in row["negative_2"]
     assert (report.records, report.left_out) == (1, {"too_few_negatives": 1, "empty_when_masked": 1})
+    counts = json.loads((folder / "manifest.json").read_text())["counts"]
+    told = [counts[what] for what in ("positives_changed", "positives_with_span", "negatives_with_span")]
+    assert told == [int(whole["positive_changed"]), int(whole["positive_span"] is not None), 1], "of what is written"
     card = (folder / "README.md").read_text()
     assert "left out of this format: too_few_negatives | 1 |" in card
     assert "a record with fewer negatives is left out here" in card

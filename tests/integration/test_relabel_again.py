@@ -155,7 +155,7 @@ def test_another_policy_costs_no_judgement(engine: Engine, run: Run, monkeypatch
 
 
 def test_what_is_judged_late_is_labelled_in_every_version(engine: Engine, run: Run) -> None:
-    """Two queries are in dead shards when the version is made: one is put back and judged, one kills its workers."""
+    """Two queries are in dead shards when the version is made: one is put back and judged, one kills its workers first."""
     of_relabel = (shards.c.run_id == run.run_id) & (shards.c.stage == "relabel") & (shards.c.label_version == 1)
 
     def sums() -> list[tuple[int, int, int]]:
@@ -196,7 +196,13 @@ def test_what_is_judged_late_is_labelled_in_every_version(engine: Engine, run: R
             )
         )
         assert ledger.reap(connection) == [late[1]]
-    assert sums() == [(2, 1, 0), (2, 1, 0)]
+    assert sums() == [(2, 0, 1), (2, 0, 1)], "dead, and nothing is over yet"
+    with engine.begin() as connection:
+        assert ledger.retry(connection, run.run_id) == 1
+    for _ in range(2):
+        with engine.connect() as connection:
+            relabel(connection)
+    assert sums() == [(3, 0, 0), (3, 0, 0)]
 
 
 def test_without_stored_scores_the_judge_is_asked(engine: Engine, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

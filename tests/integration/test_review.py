@@ -20,11 +20,12 @@ from services.relabeler.fuse import fuse
 from services.relabeler.save import save_records
 from services.relabeler.select import select as choose
 from services.trainer.mixture import LedgerRecords
+from shared.labels import add_label_version
 from shared.progress import conservation, describe
 from shared.records import FRetRecord, LabelPolicy, RunConfig, query_id
-from shared.reviews import reviewed_records
+from shared.reviews import list_doubtful, reviewed_records
 from shared.runs import Run, start_run
-from shared.schema import queries, shards, training_runs
+from shared.schema import queries, runs, shards, training_runs
 from shared.settings import settings
 from shared.store import load_passages, load_queries
 from shared.trainings import start_training
@@ -126,6 +127,24 @@ def test_the_worst_come_first_and_what_is_sure_does_not_come(tea: Reviewed, revi
     assert "a query that is moved" in listed.stdout
     assert "and the seed" not in listed.stdout
     assert "nothing decided" in listed.stderr
+
+
+def test_by_one_rank_alone_the_first_is_as_sure_as_can_be(tea: Reviewed) -> None:
+    """Its fused score is 1 and the next one's 1/2, where the sum of two ranks is 2 and at most 1."""
+    policy = LabelPolicy(positive="p_1", fusion="rc")
+    with tea.engine.begin() as connection:
+        connection.execute(runs.update().values(state="done"))
+        version = add_label_version(connection, tea.run, policy)
+        texts = {id_: passage.text for id_, passage in load_passages(connection, tea.run, tea.ids).items()}
+        made = []
+        for stored in load_queries(connection, tea.run, list(tea.names)):
+            fused = fuse(stored.candidate_ids, stored.ql_scores, stored.rc_scores, policy.fusion)
+            record = choose(stored, fused, texts, policy)
+            assert isinstance(record, FRetRecord)
+            made.append((record, record.positive_id != tea.ids[0]))
+        save_records(connection, tea.run, version, made)
+        found = list_doubtful(connection, tea.run, version, 9)
+    assert {tea.names[each.query_id]: each.thinness for each in found} == {"moved": 0, "tied": 0, "disputed": 0}
 
 
 def test_decisions_hold_for_exports_and_trainings_and_may_be_changed(

@@ -1,4 +1,4 @@
-"""A shard that fails, waits or is lost with its worker: tried again, halved, or ended with a reason."""
+"""A shard that fails, waits or is lost with its worker: tried again, halved, or dead with its error."""
 
 from __future__ import annotations
 
@@ -104,9 +104,7 @@ def test_three_losses_split_a_shard_down_to_the_item_that_kills(engine: Engine, 
         expire(engine, holders[0])
         with engine.connect() as connection:
             assert conservation(connection, run.run_id).holds
-    with engine.connect() as connection:
-        dropped = connection.execute(text("SELECT item_id, reason FROM drops")).all()
-        assert [tuple(row) for row in dropped] == [(poison, "killed_worker")]
+    assert dead_of(engine, run) == [({poison}, "killed_worker", "its worker was lost 6 times")]
     assert items - {poison} <= still_open(engine), "the innocent items are still to be done, each once"
 
 
@@ -136,11 +134,10 @@ def test_what_shares_a_process_with_an_item_that_kills_is_not_lost_with_it(engin
             with engine.begin() as connection:
                 for claim in held[1:]:
                     ledger.release(connection, claim, TransientError("done next time"), delay_s=0)
+    assert dead_of(engine, run) == [({poison}, "killed_worker", "its worker was lost 6 times")]
     with engine.connect() as connection:
-        dropped = connection.execute(text("SELECT item_id, reason FROM drops")).all()
-        assert [tuple(row) for row in dropped] == [(poison, "killed_worker")]
         sums = conservation(connection, run.run_id)
-    assert (sums.passages_open, sums.seeds_with_queries) == (0, 9), sums
+    assert (sums.passages_open, sums.seeds_with_queries) == (1, 9), sums
 
 
 def test_setbacks_split_a_shard_down_to_the_item_that_they_are_about(engine: Engine, run: Run) -> None:
@@ -154,9 +151,7 @@ def test_setbacks_split_a_shard_down_to_the_item_that_they_are_about(engine: Eng
             assert conservation(connection, run.run_id).holds
         setbacks += 1
         assert setbacks < 100
-    with engine.connect() as connection:
-        dropped = connection.execute(text("SELECT item_id, reason, detail FROM drops")).all()
-        assert [tuple(row) for row in dropped] == [(poison, "call_failed", "the server answers 500 to this")]
+    assert dead_of(engine, run) == [({poison}, "SetbackError", "the server answers 500 to this")]
     assert items - {poison} <= still_open(engine), "the innocent items are still to be done, each once"
 
 
@@ -180,6 +175,47 @@ def test_a_lost_training_dies_after_three_losses(engine: Engine, run: Run) -> No
         expire(engine, shard_id)
     seen = state_of(engine, shard_id)
     assert (seen["state"], seen["error_type"]) == ("dead", "killed_worker")
+
+
+def test_an_item_that_killed_its_workers_is_put_back_with_nothing_against_it(engine: Engine, run: Run) -> None:
+    """What killed may have been a memory limit that has been raised since."""
+    poison = min(items_of_a_shard(engine, run))
+    shard = holding(engine, poison)
+    while shard:
+        claimed(engine, shard[0])
+        expire(engine, shard[0])
+        last, shard = shard[0], holding(engine, poison)
+    with engine.begin() as connection:
+        assert ledger.retry(connection, run.run_id) == 1
+    seen = state_of(engine, last)
+    against = ("failures", "losses", "setbacks", "error_type", "error_message", "error_traceback")
+    assert (seen["state"], *(seen[what] for what in against)) == ("ready", 0, 0, 0, None, None, None)
+    generate_queries(engine, run, claimed(engine, last))
+    assert state_of(engine, last)["state"] == "done"
+
+
+def test_what_a_worker_died_of_is_not_told_with_the_traceback_of_an_earlier_error(
+    engine: Engine, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.ledger.failing.RETRY_AFTER_FAILURE_S", 0.0)
+    item = UUID(int=7)
+    with engine.begin() as connection:
+        (shard_id,) = ledger.add_shards(connection, run.run_id, Stage.TRAIN, [[item]], parent=item)
+    fail(engine, shard_id, RuntimeError("something else"))
+    for _ in range(3):
+        claimed(engine, shard_id)
+        expire(engine, shard_id)
+    with engine.connect() as connection:
+        (dead,) = dead_shards(connection, run.run_id, limit=9)
+    assert (dead.error_type, dead.error_traceback) == ("killed_worker", None)
+
+
+def dead_of(engine: Engine, run: Run) -> list[tuple[set[UUID], str | None, str | None]]:
+    """The items of each dead shard, with its error's type and message."""
+    with engine.connect() as connection:
+        dead = dead_shards(connection, run.run_id, limit=99)
+    items: list[list[UUID]] = [state_of(engine, each.shard_id)["item_ids"] for each in dead]  # type: ignore[misc]
+    return [(set(of), each.error_type, each.error_message) for of, each in zip(items, dead, strict=True)]
 
 
 def items_of_a_shard(engine: Engine, run: Run) -> set[UUID]:
