@@ -66,11 +66,17 @@ def check_version(engine: Engine) -> None:
     """Raises SchemaVersionError unless the database has exactly this version's schema."""
     with engine.connect() as connection:
         found = MigrationContext.configure(connection).get_current_revision()
-    if found != head_version():
-        raise SchemaVersionError(
-            f"the database has schema version {found or 'none'} and this program needs {head_version()}: "
+    if found == head_version():
+        return
+    earlier = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    raise SchemaVersionError(
+        f"the database has schema version {found or 'none'} and this program needs {head_version()}: "
+        + (
             "run `fretwork up`, or `python -m shared.migrate` where the services run apart"
+            if found is None or found in earlier
+            else "a newer Fretwork made it, so update this program"
         )
+    )
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def list_doubtful(
 
     It looks at every record of the version, and holds `limit` of them.
     """
-    ahead = 1 if find_policy(connection, run, label_version).fusion == "rrf" else 2
+    weight = 1 if find_policy(connection, run, label_version).fusion == "rrf" else 2
     rows = connection.execute(
         text(
             """
@@ -150,7 +150,7 @@ def list_doubtful(
                        CAST(CAST(fret_records.positive_changed AS int) AS float) AS moved,
                        abs(CAST(1 AS float) / fret_records.positive_ql_rank
                            - CAST(1 AS float) / fret_records.positive_rc_rank) AS disagreement,
-                       greatest(0, 1 - :ahead * (fret_records.positive_fused_score - coalesce(runner_up_fused_score, 0)))
+                       greatest(0, 1 - :weight * (positive_fused_score - coalesce(runner_up_fused_score, 0)))
                          AS thinness
                 FROM fret_records LEFT JOIN LATERAL (
                     SELECT decision, positive_id FROM reviews
@@ -164,6 +164,6 @@ def list_doubtful(
             ORDER BY doubt DESC, query_id LIMIT :limit
             """
         ),
-        {"run_id": run.run_id, "label_version": label_version, "limit": limit, "decided": decided, "ahead": ahead},
+        {"run_id": run.run_id, "label_version": label_version, "limit": limit, "decided": decided, "weight": weight},
     ).mappings()
     return [Doubtful(**row) for row in rows]

@@ -31,11 +31,16 @@ def add(
             "files, or hf://OWNER/NAME, with /CONFIG and /SPLIT behind it where there are several",
         ),
     ],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="remove what PATH does not have: the corpus is what PATH is then")
+    ] = False,
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="import the rest of a file whose lines break a rule, and name each")
     ] = False,
 ) -> None:
     """Import passages into a corpus, new or not; importing the same ones twice changes nothing.
+
+    What was edited comes as new: with --replace the earlier text leaves the corpus. Earlier runs are what they were.
 
     A .jsonl line is an object with `_id`, `text` and, if it likes, `title`; a table has these columns. A line or row
     that breaks a rule is an error that names file, line and rule, and then nothing is imported, unless --skip-invalid.
@@ -50,15 +55,17 @@ def add(
             engine,
             name,
             path,
+            replace=replace,
             skip_invalid=skip_invalid,
             on_skipped=name_skipped,
             on_progress=lambda done: status.update(f"importing {path}: {done:,} passages"),
         )
-        following = _next(engine, name, changed=report.added > 0)
+        following = _next(engine, name, changed=report.added + report.removed > 0)
+    removed = f"{report.removed:,} removed, " if replace else ""
     skipped = "".join(f", {number:,} skipped ({rule})" for rule, number in sorted(report.skipped.items()))
     typer.echo(
-        f"corpus {report.corpus}: {report.passage_count:,} passages ({report.added:,} added, {report.unchanged:,} "
-        f"unchanged, {report.duplicates:,} duplicates left out{skipped})"
+        f"corpus {report.corpus}: {report.passage_count:,} passages ({report.added:,} added, {removed}"
+        f"{report.unchanged:,} unchanged, {report.duplicates:,} duplicates left out{skipped})"
     )
     say(f"next: fretwork {following} --wait")
 

@@ -40,6 +40,8 @@ def read_passages(path: Path | str) -> Iterator[LocatedPassage | Skipped]:
         elif tables:
             for table in tables:
                 yield from read_parquet(table)
+        elif deeper := next(path.rglob("*.parquet"), None):  # as of a dataset from the hub, whose README is no corpus
+            raise InvalidInputError(path, None, f"there is no .parquet file in it, but in {deeper.parent}: name that")
         else:
             yield from read_text_folder(path)
     elif not path.exists():

@@ -20,7 +20,7 @@ from cli.corpus.lines import LocatedPassage, Rule, Skipped
 from cli.corpus.read import read_passages
 from cli.corpus.tables import HUB
 from cli.corpus.version import PASSAGE_COUNT, close_version, copy_rows, lock_corpus
-from shared.errors import InvalidInputError
+from shared.errors import InvalidInputError, SettingError
 from shared.records import NAMESPACE
 
 PROGRESS_EVERY = 1_000  # lines
@@ -36,6 +36,7 @@ class ImportReport:
     version: int
     passage_count: int  # of the corpus, after the import
     added: int
+    removed: int  # in the corpus, and not among what was read; with `replace` alone
     unchanged: int  # already there under the same `_id`
     duplicates: int  # already there, title and text, under another `_id`; left out
     skipped: dict[str, int]  # lines by the code of the rule that they break
@@ -46,19 +47,23 @@ def import_corpus(
     name: str,
     path: Path | str,
     *,
+    replace: bool = False,
     skip_invalid: bool = False,
     on_skipped: Callable[[Skipped], None] = lambda _: None,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> ImportReport:
     """Adds the passages of `path` to the corpus `name`, which is made if there is none.
 
-    A corpus that gains passages gains a version; one that does not stays as it was to the letter. Two imports of one
-    name wait for each other. `on_skipped` is told each line that `skip_invalid` leaves out, `on_progress` the number
-    of passages read so far.
+    With `replace` it has none but these afterwards. A corpus that gains or loses passages gains a version; one that
+    does not stays as it was to the letter. Two imports of one name wait for each other. `on_skipped` is told each line
+    that `skip_invalid` leaves out, `on_progress` the number of passages read so far.
 
     Raises InvalidInputError, with nothing imported, for a line that breaks a rule (unless `skip_invalid`), for a path
-    that cannot be read or holds no passage, and for a name that cannot be a corpus's.
+    that cannot be read or holds no passage, and for a name that cannot be a corpus's. Raises SettingError for `replace`
+    with `skip_invalid`.
     """
+    if replace and skip_invalid:
+        raise SettingError("--replace with --skip-invalid would remove what the broken lines hold: mend them first")
     if not _NAME.fullmatch(name):
         raise InvalidInputError(
             name,
@@ -77,6 +82,9 @@ def import_corpus(
     with engine.begin() as connection:
         version = lock_corpus(connection, corpus_id, name)
         _stage(connection, read_passages(path), skip, on_progress)
+        key = {"corpus_id": corpus_id, "version": version + 1}
+        # before `_id`s are looked at: a passage that was changed leaves its own to the new text
+        removed = connection.execute(_REMOVE_OTHERS, key).rowcount if replace else 0
         _take_two_texts(connection, corpus_id, skip)
         staged = connection.execute(text("SELECT count(*) FROM staged")).scalar_one()
         if not staged:
@@ -84,7 +92,7 @@ def import_corpus(
             raise InvalidInputError(path, None, f"there is no passage to import{rules}")
         added = _insert_new(connection, corpus_id, version + 1)
         same_id = connection.execute(_COUNT_SAME_ID, {"corpus_id": corpus_id}).scalar_one()
-        if added:
+        if added or removed:
             version += 1
             close_version(connection, corpus_id, version)
         passage_count = connection.execute(PASSAGE_COUNT, {"corpus_id": corpus_id}).scalar_one()
@@ -93,6 +101,7 @@ def import_corpus(
         version=version,
         passage_count=passage_count,
         added=added,
+        removed=removed,
         unchanged=same_id - added,
         duplicates=staged - same_id,
         skipped=dict(skipped),
@@ -135,6 +144,14 @@ def _stage(
     copy_rows(connection, "COPY staged FROM STDIN", rows())
     connection.execute(text("ANALYZE staged"))  # nobody else can: the table is this session's
 
+
+_REMOVE_OTHERS = text(
+    """
+    UPDATE passages SET removed_version = :version
+    WHERE corpus_id = :corpus_id AND removed_version IS NULL
+      AND NOT EXISTS (SELECT FROM staged WHERE staged.passage_id = passages.passage_id)
+    """
+)
 
 # An `_id` stands for what the corpus has under it, else for what it first stood for in this import.
 _FIND_TWO_TEXTS = text(

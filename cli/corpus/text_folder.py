@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,6 +13,7 @@ from cli.corpus.lines import BrokenRuleError, LocatedPassage, Skipped, checked_p
 from shared.errors import InvalidInputError
 
 PASSAGE_CHARS = 1_200  # the most that a passage cut from a text file holds
+ID_DIGITS = 12  # of the hash of title and text
 
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.+)")
 _FENCE = re.compile(r" {0,3}(```|~~~)")
@@ -44,22 +45,24 @@ def _text_files(root: Path) -> Iterator[Path]:
 
 
 def _read_text_file(root: Path, path: Path) -> Iterator[LocatedPassage | Skipped]:
-    """Its passages, named `relative/path.md#1` and so on; the title is the first heading, else the file's name."""
+    """Its passages, named `relative/path.md#3f9c2a7be104`; the title is the first heading, else the file's name.
+
+    The name is of the content: numbers would name other texts as soon as a paragraph is added at the top.
+    """
     title, title_line = _title(path)
     name = path.relative_to(root).as_posix()
-    ordinal = 0
     for item in _packed(_paragraphs(path, title_line)):
         if isinstance(item, Skipped):
             yield item
             continue
         line, text = item
-        ordinal += 1
         try:
-            passage = checked_passage(f"{name}#{ordinal}", title, text)
+            passage = checked_passage(f"{name}#{'0' * ID_DIGITS}", title, text)
         except BrokenRuleError as broken:
             yield Skipped(path, line, broken.rule, broken.detail)
         else:
-            yield LocatedPassage(passage, path, line)
+            source_id = f"{name}#{passage.passage_id.hex[:ID_DIGITS]}"
+            yield LocatedPassage(replace(passage, source_id=source_id), path, line)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,11 +25,12 @@ MIN_COMPLETION_TOKENS = 48  # a task description and a query, both short
 SEAM_TOKENS = 8  # texts may have a few tokens more when joined than apart
 
 
-def settle(config: RunConfig) -> RunConfig:
+def settle(config: RunConfig, earlier: str | None = None) -> RunConfig:
     """The configuration that the run is frozen with: its teacher, and an LLM's model and prompts.
 
-    Where the teacher was not chosen, it is `llm` if an LLM is configured. Raises SettingError where the LLM cannot be
-    reached, or cannot do what the teacher needs of it.
+    Where the teacher was not chosen, it is `llm` if an LLM is configured. `earlier`: the run whose configuration this
+    is. Raises SettingError where the LLM cannot be reached, cannot do what the teacher needs of it, or is another than
+    the earlier run's.
     """
     named = settings().llm
     if named.base_url is None and named.model is not None:
@@ -46,6 +47,11 @@ def settle(config: RunConfig) -> RunConfig:
     for name, is_so in told.items():
         chosen = getattr(config.llm, name)
         if chosen and chosen != is_so:
+            if earlier:
+                raise SettingError(
+                    f"run {earlier} was made with llm.{name} {chosen!r}, and it is {is_so!r} now: serve the LLM as it "
+                    "was then, with the same Fretwork, or start a run anew with `fretwork run start`"
+                )
             raise SettingError(
                 f"--set llm.{name}: it is found out when the run starts, and it is {is_so!r}: leave it out"
             )

@@ -38,7 +38,7 @@ def update(
             raise NotDoneError(f"run {found.name} is {found.state}: only a run that is done can be updated")
         if corpus.content_hash == found.corpus_hash:
             raise SettingError(f"the corpus {corpus.name} is as run {found.name} has it: there is nothing to update")
-        config = settle(found.config).model_copy(update={"follows": found.run_id})
+        config = settle(found.config, found.name).model_copy(update={"follows": found.run_id})
         with engine.begin() as connection:
             made = start_run(connection, corpus.name, config, max_tokens=max_tokens, max_hours=max_hours)
         typer.echo(made.name)

@@ -21,7 +21,7 @@ from cli.corpus import version as corpus_version
 from cli.corpus.lines import Rule, Skipped
 from cli.corpus.remove import read_ids, remove_passages
 from cli.corpus.store import ImportReport, import_corpus
-from shared.errors import InvalidInputError, NotFoundError
+from shared.errors import InvalidInputError, NotFoundError, SettingError
 from shared.records import RunConfig, passage_id
 from shared.runs import start_run
 from shared.schema import corpora, corpus_terms, passages
@@ -333,6 +333,41 @@ def test_a_removed_passage_may_come_back_or_another_take_its_id(engine: Engine, 
     with engine.connect() as connection:
         there = connection.execute(select(passages.c.source_id).where(passages.c.removed_version.is_(None))).scalars()
         assert set(there) == {"b", "b2", "c"}
+
+
+def test_replacing_leaves_what_is_there_now(engine: Engine, tmp_path: Path) -> None:
+    import_corpus(engine, "greek", jsonl(tmp_path, [A, B, C]))
+    with engine.begin() as connection:
+        start_run(connection, "greek", RunConfig())
+    edited: Line = ("a", "Alpha", "the first letter, edited")
+    now = jsonl(tmp_path, [edited, B])
+    report = import_corpus(engine, "greek", now, replace=True)
+    assert (report.version, report.added, report.removed, report.unchanged, report.passage_count) == (2, 1, 2, 1, 2)
+    assert statistics(engine, 2) == recounted([edited, B])
+    assert statistics(engine, 1) == recounted([A, B, C])
+    before = everything(engine)
+    report = import_corpus(engine, "greek", now, replace=True)
+    assert (report.version, report.added, report.removed, report.unchanged) == (2, 0, 0, 2)
+    import_corpus(engine, "never", now)
+    with pytest.raises(SettingError, match="--skip-invalid would remove"):
+        import_corpus(engine, "greek", now, replace=True, skip_invalid=True)
+    with pytest.raises(InvalidInputError, match="jsonl:2"):
+        import_corpus(engine, "greek", jsonl(tmp_path, [C, b"{"]), replace=True)
+    with engine.connect() as connection:
+        rows = connection.execute(select(corpora.c.content_hash, corpora.c.term_count, corpora.c.passage_count)).all()
+    assert rows[0] == rows[1]
+    assert everything(engine)["passages"][: len(before["passages"])] == before["passages"]
+
+
+def test_an_edited_text_is_new_where_it_was_edited_alone(engine: Engine, tmp_path: Path) -> None:
+    paragraphs = [f"{letter} " * 500 for letter in "abc"]  # each a passage
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "x.md").write_text("\n\n".join(paragraphs))
+    import_corpus(engine, "notes", folder)
+    (folder / "x.md").write_text("\n\n".join(["z " * 500, *paragraphs[:2], "edited " * 150]))
+    report = import_corpus(engine, "notes", folder, replace=True)
+    assert (report.added, report.removed, report.unchanged) == (2, 1, 2)
 
 
 def test_later_runs_are_without_it_and_earlier_ones_as_they_were(engine: Engine, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_database_that_cannot_hold_every_text_is_refused(postgres_url: str) ->
 def test_another_schema_version_is_refused(database_url: str) -> None:
     engine = create_engine(database_url)
     with engine.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '0000'"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
     with pytest.raises(SchemaVersionError, match="fretwork up"):
         check_version(engine)
     with engine.begin() as connection:
@@ -70,6 +70,8 @@ def test_the_schema_of_a_newer_program_is_left_alone(database_url: str) -> None:
     engine = create_engine(database_url)
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SchemaVersionError, match=r"version 9999 .* update this program"):
+        check_version(engine)
     with pytest.raises(SchemaVersionError, match=r"a newer Fretwork .*'9999'.* restore the backup"):
         upgrade(database_url)
     migrate = subprocess.run(

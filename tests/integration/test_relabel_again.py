@@ -155,7 +155,7 @@ def test_another_policy_costs_no_judgement(engine: Engine, run: Run, monkeypatch
 
 
 def test_what_is_judged_late_is_labelled_in_every_version(engine: Engine, run: Run) -> None:
-    """Two queries are in dead shards when the version is made: one is put back and judged, one kills its workers first."""
+    """Two queries are in dead shards when the version is made: both are put back, and one kills its workers first."""
     of_relabel = (shards.c.run_id == run.run_id) & (shards.c.stage == "relabel") & (shards.c.label_version == 1)
 
     def sums() -> list[tuple[int, int, int]]:

@@ -85,6 +85,16 @@ def test_the_model_is_not_for_the_run_to_choose(use: Use) -> None:
             settle(RunConfig())
 
 
+def test_what_follows_a_run_says_that_the_llm_is_another(use: Use) -> None:
+    with StubLLM() as stub:
+        use(base_url=stub.base_url)
+        frozen = settle(RunConfig())
+        assert settle(frozen, "tea-1") == frozen
+        other = frozen.model_copy(update={"llm": frozen.llm.model_copy(update={"context_tokens": 512})})
+        with pytest.raises(SettingError, match=r"run tea-1 was made with llm.context_tokens 512, and it is \d+ now"):
+            settle(other, "tea-1")
+
+
 def longest(num_examples: int | None) -> int:
     config = LLMConfig(num_examples=num_examples)
     return max(map(count, [*generator_texts(config), *relabeler_texts(config)]))

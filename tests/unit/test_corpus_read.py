@@ -139,14 +139,22 @@ def test_memory_is_bounded_by_the_longest_line_allowed(tmp_path: Path) -> None:
     assert peak_bytes < 5 * MAX_LINE_BYTES
 
 
+def downloaded(path: Path) -> None:
+    """A dataset of the hub: its README would be a corpus of its own."""
+    (path / "data").mkdir(parents=True)
+    (path / "README.md").write_text("about the data")
+    (path / "data" / "train-00000.parquet").touch()
+
+
 @pytest.mark.parametrize(
     ("make", "rule"),
     [
         (lambda path: None, "no such file"),
         (lambda path: path.mkdir(), "no corpus.jsonl and no .txt or .md"),
         (lambda path: path.write_text("a,b"), "not a kind of corpus"),
+        (downloaded, r"no .parquet file in it, but in .*corpus.csv.data"),
     ],
-    ids=["missing", "empty-folder", "unknown-kind"],
+    ids=["missing", "empty-folder", "unknown-kind", "dataset-folder"],
 )
 def test_a_path_that_is_no_corpus_is_an_error(tmp_path: Path, make: object, rule: str) -> None:
     path = tmp_path / "corpus.csv"
@@ -226,9 +234,13 @@ def test_a_text_folder_is_read_in_order_with_titles_and_ids(tmp_path: Path) -> N
     (tmp_path / "empty.md").write_text("\n\n")
     (tmp_path / "ignored.py").write_text("code")
 
+    def hashed(title: str, text: str) -> str:
+        return passage_id(title, text).hex[:12]
+
+    second, guide = "# no heading in plain text\n\nsecond", "intro\n\n```\n# no heading\n```\n\ntext"
     assert passages(tmp_path) == [
-        ("a.txt#1", "a", "# no heading in plain text\n\nsecond"),
-        ("b/guide.MD#1", "The guide", "intro\n\n```\n# no heading\n```\n\ntext"),
+        (f"a.txt#{hashed('a', second)}", "a", second),
+        (f"b/guide.MD#{hashed('The guide', guide)}", "The guide", guide),
     ]
 
 
