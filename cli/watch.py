@@ -188,11 +188,13 @@ def watch_shard(engine: Engine, table: str, item_id: UUID, what: str) -> dict[st
 
 
 def _shown(progress: dict[str, Any]) -> list[str]:
-    """What a training (steps) or an evaluation (texts) last said of itself."""
+    """What a training (rows, then steps) or an evaluation (texts) last said of itself."""
     if "step" in progress:
         rate, left = progress["examples_per_s"], duration(progress["eta_s"])
         steps = f"step {progress['step']:,} of {progress['total_steps']:,}"
         return [steps, f"loss {progress['loss']:.3f}", f"{rate:.1f} examples/s", f"ETA {left}"]
+    if "rows" in progress:
+        return [f"{progress['rows']:,} rows of {progress['source']} read"]
     if "done" in progress:
         return [f"{progress['done']:,} of {progress['total']:,} texts encoded"]
     return []

@@ -25,8 +25,9 @@ class Records:
     def page(self, after: UUID | None, limit: int) -> list[Record]:
         return [record for record in self._records if after is None or record.query_id > after][:limit]
 
-    def count_by_task(self) -> dict[str, int]:
-        return dict(sorted(Counter(record.task_description for record in self._records).items()))
+    def count_by_task(self, at_least: int) -> dict[str, int]:
+        counts = Counter(record.task_description for record in self._records)
+        return {task: count for task, count in sorted(counts.items()) if count >= at_least}
 
     def tasks(self, after: UUID | None, limit: int) -> list[tuple[UUID, str]]:
         return [(record.query_id, record.task_description) for record in self.page(after, limit)]

@@ -146,8 +146,10 @@ class Workers(BaseModel):
 
 
 class TrainingProgress(BaseModel):
-    """Empty until the first step."""
+    """Empty at first; while a mixture is read, its source and rows, and then the last step."""
 
+    source: str | None = Field(None, description="of the mixture, which is being read")
+    rows: int | None = Field(None, description="of it, read so far")
     step: int | None = None
     total_steps: int | None = None
     loss: float | None = Field(None, description="of the batch of that step")

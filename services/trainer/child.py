@@ -68,7 +68,9 @@ def main() -> int:
 
 
 def run_training(spec: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Trains as the spec says; progress is {"step", "total_steps", "loss", "examples_per_s", "eta_s"}."""
+    """Trains as the spec says; progress is {"step", "total_steps", "loss", "examples_per_s", "eta_s"}, and before the
+    first step, while a mixture is read, {"source", "rows"}.
+    """
     with together(spec, emit) as peers:
         return _train(spec, emit, peers)
 
@@ -85,6 +87,12 @@ def _train(spec: dict[str, Any], emit: Emit, peers: Peers) -> dict[str, Any]:
             emit({"type": "progress", **asdict(progress)})
             last = time.monotonic()
 
+    def on_rows(name: str, rows: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PROGRESS_EVERY_S:
+            emit({"type": "progress", "source": name, "rows": rows})
+            last = time.monotonic()
+
     config = TrainingConfig(**spec["config"])
     try:
         return train(
@@ -94,6 +102,7 @@ def _train(spec: dict[str, Any], emit: Emit, peers: Peers) -> dict[str, Any]:
             resume_from=[Path(folder) for folder in spec.get("resume_from", ())],
             about=spec.get("about"),
             on_progress=on_progress,
+            on_rows=on_rows,
             peers=peers,
         )
     except torch.OutOfMemoryError as error:  # where keeping less does not help by itself: the optimizer, the base

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from math import ceil
 from pathlib import Path
@@ -20,6 +21,8 @@ from services.trainer.sources import DatasetExamples, ExampleSource
 from shared.durably import rename_durably
 from shared.errors import NotFoundError
 
+OnRows = Callable[[str, int], None]
+
 
 class TrainingData(Protocol):
     """All that a training reads."""
@@ -34,9 +37,15 @@ class TrainingData(Protocol):
 
 
 def open_data(
-    config: TrainingConfig, records: RecordSource, work_dir: Path, earlier: Sequence[Path] = ()
+    config: TrainingConfig,
+    records: RecordSource,
+    work_dir: Path,
+    earlier: Sequence[Path] = (),
+    on_rows: OnRows = lambda *_: None,
 ) -> TrainingData:
     """What the configuration says to read; a mixture's datasets are read, checked and written to `work_dir/mixture`.
+
+    `on_rows` is told of which source how many rows are read so far: of a dataset of the hub it may be hours.
 
     What an earlier attempt has written in its own folder is taken as it is, so that a training which resumes reads the
     same whatever became of the datasets.
@@ -45,7 +54,7 @@ def open_data(
     """
     if config.mixture is None:
         return _RecordsAlone(config, records)
-    return _Mixed(config, config.mixture, records, _prepared(config.mixture, records, [*earlier, work_dir]))
+    return _Mixed(config, config.mixture, records, _prepared(config.mixture, records, [*earlier, work_dir], on_rows))
 
 
 class _RecordsAlone:
@@ -73,13 +82,13 @@ class _Mixed:
             place = folder / source.name
             opened: ExampleSource
             if isinstance(source, FretSource):
-                opened, dropped = FretExamples(source, config, records, place), {}
+                opened = fret = FretExamples(source, config, records, place)
+                more: dict[str, Any] = {"task_groups": fret.task_groups} if source.uniform_tasks else {}
             else:
                 prepared, dataset = load_prepared(place)
-                opened, dropped = DatasetExamples(source, config, prepared, dataset), prepared.dropped
+                opened, more = DatasetExamples(source, config, prepared, dataset), {"rows_left_out": prepared.dropped}
             self._sources.append(opened)
-            self._facts[source.name] = {"kind": source.kind, "weight": source.weight, "examples": opened.count}
-            self._facts[source.name]["rows_left_out"] = dropped
+            self._facts[source.name] = {"kind": source.kind, "weight": source.weight, "examples": opened.count, **more}
         self.total_steps = mixture.max_steps or config.num_train_epochs * self._steps_of_an_epoch()
 
     def batches(self, start: Position) -> Iterator[tuple[list[Example], Position]]:
@@ -119,7 +128,7 @@ class _Mixed:
         return islice(source_draws([source.weight for source in self._mixture.sources], self._seed), steps)
 
 
-def _prepared(mixture: Mixture, records: RecordSource, folders: Sequence[Path]) -> Path:
+def _prepared(mixture: Mixture, records: RecordSource, folders: Sequence[Path], on_rows: OnRows) -> Path:
     """The folder `mixture` in one of `folders` if there is one, else the last's, once it is complete."""
     for folder in folders:
         if (folder / "mixture").is_dir():
@@ -127,11 +136,12 @@ def _prepared(mixture: Mixture, records: RecordSource, folders: Sequence[Path]) 
     unfinished, target = folders[-1] / "unfinished-mixture", folders[-1] / "mixture"
     shutil.rmtree(unfinished, ignore_errors=True)
     for source in mixture.sources:
+        told = partial(on_rows, source.name)
         if isinstance(source, FretSource):
             _counted(records)
-            write_index(records, unfinished / source.name)
+            write_index(records, unfinished / source.name, told)
         else:
-            prepare(source, unfinished / source.name)
+            prepare(source, unfinished / source.name, told)
     rename_durably(unfinished, target)
     return target
 

@@ -47,9 +47,9 @@ class Rest:
     def page(self, after: UUID | None, limit: int) -> list[Record]:
         return self._source.page(after or self._last, limit)
 
-    def count_by_task(self) -> dict[str, int]:
-        left = {task: count - self._held_out[task] for task, count in self._source.count_by_task().items()}
-        return {task: count for task, count in left.items() if count}
+    def count_by_task(self, at_least: int) -> dict[str, int]:
+        left = {task: count - self._held_out[task] for task, count in self._source.count_by_task(at_least).items()}
+        return {task: count for task, count in left.items() if count >= at_least}
 
     def tasks(self, after: UUID | None, limit: int) -> list[tuple[UUID, str]]:
         return self._source.tasks(after or self._last, limit)

@@ -1,15 +1,17 @@
 """FRet records by number, for a mixture: a file holds their ids, together by task description, and the ledger the rest.
 
 The file is written page by page and mapped into memory: 16 bytes a record on the disk. In memory is a number for each
-task description.
+task description that a hundredth of the records have; the rare ones are one group. An LLM words freely, so many of its
+descriptions stand once: drawn all alike, those few records would be nearly the whole training.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
+from math import ceil
 from pathlib import Path
 from uuid import UUID
 
@@ -22,20 +24,31 @@ from services.trainer.mixture import WINDOW, Example, RecordSource, make_example
 from services.trainer.mixture_config import FretSource
 
 ID_BYTES = 16
+RARE = 100  # a description with less than one in so many records is rare
 
 
-def write_index(records: RecordSource, folder: Path) -> None:
-    """Writes the records' ids into `folder`, those of a task description together, in the order of ids."""
+def write_index(records: RecordSource, folder: Path, on_rows: Callable[[int], None] = lambda _: None) -> None:
+    """Writes the records' ids into `folder`, those of a task description together, in the order of ids.
+
+    Says how many it has read.
+    """
     folder.mkdir(parents=True)
-    counts = records.count_by_task()
+    total = records.count()
+    by_task = records.count_by_task(at_least=ceil(total / RARE))
+    counts: dict[str | None, int] = {**by_task, None: total - sum(by_task.values())}
+    if not counts[None]:
+        del counts[None]
     (folder / "counts.json").write_bytes(orjson.dumps(list(counts.values())))
-    ids = numpy.memmap(folder / "ids", dtype=f"V{ID_BYTES}", mode="w+", shape=(sum(counts.values()),))
+    ids = numpy.memmap(folder / "ids", dtype=f"V{ID_BYTES}", mode="w+", shape=(total,))
     ends = dict(zip(counts, [0, *accumulate(counts.values())], strict=False))
     after: UUID | None = None
+    read = 0
     while page := records.tasks(after, WINDOW):
         for after, task_description in page:
-            ids[ends[task_description]] = numpy.void(after.bytes)
-            ends[task_description] += 1
+            group = task_description if task_description in by_task else None
+            ids[ends[group]] = numpy.void(after.bytes)
+            ends[group] += 1
+        on_rows(read := read + len(page))
     ids.flush()
 
 
@@ -45,6 +58,7 @@ class FretExamples:
     def __init__(self, source: FretSource, config: TrainingConfig, records: RecordSource, folder: Path) -> None:
         counts = orjson.loads((folder / "counts.json").read_bytes())
         self.count: int = sum(counts)
+        self.task_groups = len(counts)
         self._starts = [0, *accumulate(counts)]
         self._source, self._config, self._records = source, config, records
         self._ids = numpy.memmap(folder / "ids", dtype=f"V{ID_BYTES}", mode="r")

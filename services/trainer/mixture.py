@@ -76,8 +76,8 @@ class RecordSource(Protocol):
     def page(self, after: UUID | None, limit: int) -> list[Record]:
         """The next `limit` records in the order of their query ids, those after `after`."""
 
-    def count_by_task(self) -> dict[str, int]:
-        """How many records have each task description, in the alphabet's order."""
+    def count_by_task(self, at_least: int) -> dict[str, int]:
+        """How many records have each task description that so many have, in the alphabet's order."""
 
     def tasks(self, after: UUID | None, limit: int) -> list[tuple[UUID, str]]:
         """Query ids and task descriptions of the next `limit` records, as `page` would give them."""
@@ -166,12 +166,13 @@ class LedgerRecords:
             found: str = connection.execute(statement).scalar_one()
         return found
 
-    def count_by_task(self) -> dict[str, int]:
+    def count_by_task(self, at_least: int) -> dict[str, int]:
         task = queries.c.task_description
         statement = (
             select(task, func.count())
             .select_from(self._of.join(queries, self._with_query))
             .group_by(task)
+            .having(func.count() >= at_least)
             .order_by(task)
         )
         with self._engine.connect() as connection:

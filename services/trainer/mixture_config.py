@@ -31,7 +31,9 @@ class FretSource(_Drawn):
     kind: Literal["fret"]
     name: Literal["fret"] = "fret"
     uniform_tasks: bool = Field(
-        False, description="each example's task description is drawn first, all alike, and then a record that has it"
+        False,
+        description="each example's task description is drawn first, all alike and the rare ones as one, and then a "
+        "record that has it",
     )
 
 

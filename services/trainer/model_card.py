@@ -180,8 +180,10 @@ def _mixture(mixture: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> str
     for source in mixture["sources"]:
         of = facts[source["name"]]
         place = "the ledger" if source["kind"] == "fret" else source["hub"] or source["path"]
-        left_out = "; ".join(f"{count} {reason}" for reason, count in of["rows_left_out"].items()) or "none"
+        left_out = "; ".join(f"{count} {reason}" for reason, count in of.get("rows_left_out", {}).items()) or "none"
         task = source.get("task_description", "each record's own")
+        if "task_groups" in of:
+            task += f", drawn from {of['task_groups']} groups alike"
         shown = (source["name"], source["kind"], place, task, source["weight"], of["batches"], of["examples"], left_out)
         lines.append("| " + " | ".join(map(str, shown)) + " |")
     return "\n".join(lines) + "\n"
@@ -202,9 +204,15 @@ def _development(facts: Mapping[str, Any], asked: float | None) -> str:
             f"{found['1']:.4f} with the tuned ones; no share of them did better than none.\n"
         )
     return (
-        f"\n{on} {of_base:.4f} with the base's weights and {of_model:.4f} with "
-        f"these, which are {facts['interpolation']:.0%} tuned. The queries are synthetic, like those of the training.\n"
+        f"\n{on} {of_base:.4f} with the base's weights and {of_model:.4f} with these, which are "
+        f"{facts['interpolation']:.0%} tuned.{_undecided(found)} "
+        "The queries are synthetic, like those of the training.\n"
     )
+
+
+def _undecided(found: Mapping[str, float]) -> str:
+    of_shares = {value for share, value in found.items() if share != "base_with_own_prompts"}
+    return " All shares of the tuned weights do alike there, so they do not tell." if len(of_shares) == 1 else ""
 
 
 def _table(values: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from datasets import Dataset
 
 from services.trainer.kinds import TextExample, hypotheses, labelled_texts, nli_examples, text_examples
 from services.trainer.mixture_config import ClassificationSource, DatasetSource, NliSource
-from services.trainer.rows import read_rows
+from services.trainer.rows import Row, read_rows
 from shared.errors import InvalidInputError
 
 BATCH = 1000  # rows written, and rows read in the order of an index, at once
@@ -49,14 +49,14 @@ class Prepared:
     """Of `classification`: the texts lie together by label, in this order."""
 
 
-def prepare(source: DatasetSource, folder: Path) -> Prepared:
-    """Writes the source's examples into `folder`, and what there is to say of them.
+def prepare(source: DatasetSource, folder: Path, on_rows: Callable[[int], None] = lambda _: None) -> Prepared:
+    """Writes the source's examples into `folder`, and what there is to say of them; says how many rows it has read.
 
     Raises InvalidInputError for a row that breaks a rule, and where no row makes an example; SettingError for a hub
     dataset that cannot be had.
     """
     folder.mkdir(parents=True)
-    rows, dropped = read_rows(source), Counter[str]()
+    rows, dropped = _told(read_rows(source), on_rows), Counter[str]()
     texts_by_label: dict[str, int] = {}
     file = folder / "examples.arrow"
     if isinstance(source, ClassificationSource):
@@ -75,6 +75,13 @@ def prepare(source: DatasetSource, folder: Path) -> Prepared:
     prepared = Prepared(examples, dict(dropped), texts_by_label)
     (folder / "prepared.json").write_bytes(orjson.dumps(asdict(prepared)))
     return prepared
+
+
+def _told(rows: Iterator[Row], on_rows: Callable[[int], None]) -> Iterator[Row]:
+    for number, row in enumerate(rows, start=1):
+        if number % BATCH == 0:
+            on_rows(number)
+        yield row
 
 
 def load_prepared(folder: Path) -> tuple[Prepared, Dataset]:

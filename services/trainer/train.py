@@ -26,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from services.trainer.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from services.trainer.config import Prompts, TrainingConfig
-from services.trainer.data import open_data
+from services.trainer.data import OnRows, open_data
 from services.trainer.development import choose_share, copied, hold_out, mix
 from services.trainer.encoder import load_model, ready_for_training
 from services.trainer.export import export_model
@@ -76,6 +76,7 @@ def train(
     resume_from: Sequence[Path] = (),
     about: Mapping[str, str | int | float] | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    on_rows: OnRows = lambda *_: None,
     peers: Peers = ALONE,
 ) -> dict[str, Any]:
     """Trains, writes checkpoints and `work_dir/model`, and returns what there is to say about it, JSON-able.
@@ -84,6 +85,7 @@ def train(
 
     Args:
         resume_from: folders of earlier attempts; the newest complete checkpoint in them or in `work_dir` goes on.
+        on_rows: is told, before the first step, of which source of a mixture how many rows are read.
         about: what the caller knows of the data for the model card, such as the run's name and the teacher.
 
     Raises SettingError for a base model, length or dimension that cannot work, NotFoundError without any record and
@@ -102,7 +104,7 @@ def train(
     pinned = {"config": config.model_dump_json(), "processes": peers.size, "records": source.count()}
     held_out, source = hold_out(source) if config.interpolation is None else ([], source)
     with peers.first_alone():
-        data = open_data(config.model_copy(update=whole), source, work_dir, resume_from)
+        data = open_data(config.model_copy(update=whole), source, work_dir, resume_from, on_rows)
     total_steps = data.total_steps
     # without weight decay, as in sentence-transformers' defaults: it would pull a tuned base towards 0
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)

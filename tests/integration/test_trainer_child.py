@@ -105,7 +105,8 @@ def test_reads_each_record_once_in_the_order_of_ids(engine: Engine, run: Run) ->
 def test_finds_records_by_their_queries_and_counts_their_tasks(engine: Engine, run: Run) -> None:
     source = LedgerRecords(engine, run.run_id, 1)
     records = source.page(None, COUNT)
-    assert source.count_by_task() == {"fact checking": 10, "search result": 40}
+    assert source.count_by_task(10) == {"fact checking": 10, "search result": 40}
+    assert source.count_by_task(11) == {"search result": 40}
     first = source.tasks(None, 20)
     tasks = first + source.tasks(first[-1][0], COUNT)
     assert tasks == [(record.query_id, record.task_description) for record in records]

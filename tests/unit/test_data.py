@@ -113,6 +113,21 @@ def test_fret_can_be_drawn_uniformly_over_its_task_descriptions(tmp_path: Path, 
         assert Counter(drawn) == dict.fromkeys(task_of, 10)
 
 
+def test_task_descriptions_that_stand_once_are_drawn_as_one(tmp_path: Path) -> None:
+    """Drawn all alike, ten of 210 records would be ten in twelve of what is read."""
+    records = make_records(210).page(None, 210)
+    named = [f"once {n}" if n < 10 else "often" if n < 110 else "as often" for n in range(210)]
+    source = Records([replace(record, task_description=task) for record, task in zip(records, named, strict=True)])
+    mixture = Mixture(sources=(FretSource(kind="fret", uniform_tasks=True),), max_steps=100)
+    data = open_data(TrainingConfig(mixture=mixture, per_device_train_batch_size=6), source, tmp_path)
+    assert data.facts(100)["sources"]["fret"]["task_groups"] == 3
+    task_of = {record.query_text: record.task_description for record in source.page(None, 210)}
+    drawn = Counter(task_of[query].split()[0] for query in chain.from_iterable(queries(data)))
+    assert {task: number / 600 for task, number in drawn.items()} == pytest.approx(
+        {"once": 1 / 3, "often": 1 / 3, "as": 1 / 3}, abs=0.06
+    )
+
+
 def test_a_record_is_the_same_example_as_without_a_mixture(tmp_path: Path) -> None:
     alone = TrainingConfig(per_device_train_batch_size=5, prompts="gecko")
     mixed = alone.model_copy(update={"mixture": Mixture(sources=(FretSource(kind="fret"),))})
@@ -122,6 +137,15 @@ def test_a_record_is_the_same_example_as_without_a_mixture(tmp_path: Path) -> No
     ]
     assert len(read[0]) == len(read[1]) == 30
     assert sorted(read[0], key=lambda example: example.query) == sorted(read[1], key=lambda example: example.query)
+
+
+def test_says_how_far_it_has_read_before_the_first_step(tmp_path: Path) -> None:
+    """Or a dataset that streams for hours could not be told from one that hangs, and nobody would hear of a cancel."""
+    made = config(tmp_path)
+    jsonl(tmp_path / "pairs.jsonl", PAIRS * (2500 // len(PAIRS)))
+    told: list[tuple[str, int]] = []
+    open_data(made, make_records(30), tmp_path, on_rows=lambda name, rows: told.append((name, rows)))
+    assert told == [("fret", 30), ("pair", 1000), ("pair", 2000)]
 
 
 def test_without_fret_the_records_are_not_asked_for(tmp_path: Path) -> None:

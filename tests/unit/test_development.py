@@ -31,7 +31,7 @@ def test_the_rest_is_all_but_what_is_held_out(count: int, held: int) -> None:
     assert [record.query_id for record in held_out] == everything[:held]
     assert [record.query_id for record in rest.page(None, count)] == everything[held:]
     assert [query_id for query_id, _ in rest.tasks(None, count)] == everything[held:]
-    assert rest.count() == count - held == sum(rest.count_by_task().values())
+    assert rest.count() == count - held == sum(rest.count_by_task(1).values())
     assert [record.query_id for record in rest.page(everything[held + 3], 2)] == everything[held + 4 : held + 6]
 
 
@@ -80,6 +80,9 @@ def test_the_card_says_what_the_held_out_queries_found() -> None:
     assert "No record was held out" not in card
     assert "On 40 of the run's own queries" in card
     assert "0.6500 with the base's weights and 0.7000 with these, which are 50% tuned" in card
+    assert "do not tell" not in card
+    alike = facts | {"interpolation": 1.0, "development_ndcg@10": {"1": 0.97, "0.5": 0.97, "0": 0.97}}
+    assert "All shares of the tuned weights do alike there, so they do not tell" in render(alike, None)
 
 
 @pytest.mark.parametrize(("given", "why"), [(None, "fewer than 200 records"), (1.0, "the tuned weights was given")])
