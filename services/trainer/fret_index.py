@@ -35,12 +35,12 @@ def write_index(records: RecordSource, folder: Path, on_rows: Callable[[int], No
     folder.mkdir(parents=True)
     total = records.count()
     by_task = records.count_by_task(at_least=ceil(total / RARE))
-    counts: dict[str | None, int] = {**by_task, None: total - sum(by_task.values())}
-    if not counts[None]:
-        del counts[None]
-    (folder / "counts.json").write_bytes(orjson.dumps(list(counts.values())))
+    rare = total - sum(by_task.values())
+    groups: list[str | None] = [*by_task, *([None] if rare else [])]
+    counts = [*by_task.values(), *([rare] if rare else [])]
+    (folder / "counts.json").write_bytes(orjson.dumps(counts))
     ids = numpy.memmap(folder / "ids", dtype=f"V{ID_BYTES}", mode="w+", shape=(total,))
-    ends = dict(zip(counts, [0, *accumulate(counts.values())], strict=False))
+    ends = dict(zip(groups, [0, *accumulate(counts)], strict=False))
     after: UUID | None = None
     read = 0
     while page := records.tasks(after, WINDOW):
