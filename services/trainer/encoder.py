@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize
+from sentence_transformers.sentence_transformer.modules import Normalize, Transformer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -25,6 +25,7 @@ def load_model(name_or_path: str) -> SentenceTransformer:
     """The model, in float32 and in evaluation mode. Raises SettingError where it cannot be loaded.
 
     In float32 whatever its weights are stored in, or a base and what was trained from it would differ in precision too.
+    A folder without modules.json does not say to write texts into its tokenizer's chat template: they are read bare.
     """
     try:
         model = SentenceTransformer(resolve_model(name_or_path))
@@ -35,12 +36,14 @@ def load_model(name_or_path: str) -> SentenceTransformer:
             f"the model {name_or_path!r} cannot be loaded ({type(error).__name__}: {error}); name a "
             "SentenceTransformer folder, a hub name that this machine can reach, or all-MiniLM-L6-v2"
         ) from error
+    if not model.module_kwargs:  # as of a folder without modules.json
+        _read_bare_texts(model)
     model.eval()
     return model.float()
 
 
 def ready_for_training(model: SentenceTransformer) -> SentenceTransformer:
-    """The same model with its vectors normalised, its attention the fastest to train with.
+    """The same model with its vectors normalised, its texts bare, its attention the fastest to train with.
 
     On a CPU that is plain (eager) attention: with bfloat16 the fused kernel's backward pass takes 4 times as long.
 
@@ -51,9 +54,17 @@ def ready_for_training(model: SentenceTransformer) -> SentenceTransformer:
         raise SettingError("only a transformer can be trained, and this base model is none: name another")
     if not isinstance(model[-1], Normalize):
         model.append(Normalize())
+    _read_bare_texts(model)  # as `tokenize` does, whatever the folder says
     if model.device.type == "cpu":
         transformer.set_attn_implementation("eager")
     return model
+
+
+def _read_bare_texts(model: SentenceTransformer) -> None:
+    """Takes away the chat template that `model.encode` would write every text into, and that a saved folder keeps."""
+    for module in model.modules():
+        if isinstance(module, Transformer):
+            module.modality_config = {name: how for name, how in module.modality_config.items() if name != "message"}
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -12,10 +12,12 @@ from uuid import uuid5
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from torch.nn.functional import normalize
+from transformers import AutoTokenizer
 
 from services.trainer.checkpoint import newest_checkpoint
 from services.trainer.config import TrainingConfig
-from services.trainer.encoder import chunk_by_length, encode, load_model, tokenize
+from services.trainer.encoder import chunk_by_length, encode, load_model, ready_for_training, tokenize
 from services.trainer.mixture import Record
 from services.trainer.mixture_config import FretSource, Mixture
 from services.trainer.train import Progress, learning_rate_share, train
@@ -269,6 +271,28 @@ def test_encodes_what_sentence_transformers_does(base: str) -> None:
         ours = encode(model, tokenize(model, texts, 64))
     theirs = model.encode(texts, convert_to_tensor=True)
     # bfloat16 where the CPU has it, so near and not equal
+    assert torch.cosine_similarity(ours, theirs).min() > 0.999
+
+
+def test_a_chat_template_is_left_out_of_training_evaluation_and_export(base: str, tmp_path: Path) -> None:
+    chatty, saved = make_tiny_model(tmp_path / "chatty"), str(tmp_path / "saved")
+    tokenizer = AutoTokenizer.from_pretrained(chatty)
+    tokenizer.chat_template = "{% for message in messages %}task {{ message['content'] }} none{% endfor %}"
+    tokenizer.save_pretrained(chatty)
+    SentenceTransformer(chatty).save_pretrained(saved)  # now it says itself that texts stand in the template
+    texts = ["sort", "the sum of a list", "read a line of the file then close the file"]
+    written, bare = (torch.tensor(SentenceTransformer(name).encode(texts)) for name in (chatty, base))
+    assert not torch.allclose(written, bare, atol=0.1)
+    for name, measured in ((chatty, bare), (saved, written)):
+        model = load_model(name)
+        assert torch.allclose(torch.tensor(model.encode(texts)), measured, atol=1e-6)
+        ready = ready_for_training(model)
+        assert torch.allclose(torch.tensor(ready.encode(texts)), normalize(bare), atol=1e-6)
+    train(config(chatty, num_train_epochs=1), records(8), tmp_path / "work")
+    tuned = load_model(str(tmp_path / "work" / "model"))
+    with torch.no_grad():
+        ours = encode(tuned, tokenize(tuned, texts, 64))
+    theirs = torch.tensor(SentenceTransformer(str(tmp_path / "work" / "model")).encode(texts, prompt=""))
     assert torch.cosine_similarity(ours, theirs).min() > 0.999
 
 
