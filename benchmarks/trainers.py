@@ -34,6 +34,7 @@ from sentence_transformers.losses import (
 )
 
 from benchmarks.triplets import Triplet, read_triplets, records_of
+from services.trainer import prompts
 from services.trainer.beir import read_beir
 from services.trainer.config import TrainingConfig
 from services.trainer.embed import embed
@@ -148,7 +149,7 @@ def encoding(name: str, folder: Path) -> dict[str, float]:
         return time.perf_counter() - started
 
     st = partial(model.encode, texts, show_progress_bar=False)
-    own = partial(embed, model, model.encode_document, texts, lambda _: None)
+    own = partial(embed, model, model.encode_document, prompts.of(model).document, texts, lambda _: None)
     took = {"st": 0.0, "ours": 0.0}
     for _ in range(2):
         took["st"] += seconds(st)

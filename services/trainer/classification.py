@@ -11,7 +11,6 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +80,13 @@ class Classification:
         """
         samples = self._samples()
         used = sorted(set().union(*samples))  # the other training texts need no embedding
-        encode = partial(model.encode, prompt=model.prompts.get("Classification"))
-        vectors = embed(model, encode, [*(self.train.texts[row] for row in used), *self.test.texts], on_progress)
+        vectors = embed(
+            model,
+            model.encode,
+            model.prompts.get("Classification"),
+            [*(self.train.texts[row] for row in used), *self.test.texts],
+            on_progress,
+        )
         place = {row: index for index, row in enumerate(used)}
         train, test = np.split(vectors.numpy(), [len(used)])
         return {

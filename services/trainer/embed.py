@@ -9,40 +9,65 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import structlog
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from services.trainer.encoder import CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS, chunk_by_length, tokenize
+from services.trainer.encoder import CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS, tokenize
 
 COUNT_AT_ONCE = 1024  # texts whose token ids are held at a time
 
 OnProgress = Callable[[int], None]
 
+log = structlog.get_logger()
+
 
 def embed(
-    model: SentenceTransformer, encode: Callable[..., Any], texts: Sequence[str], on_progress: OnProgress
+    model: SentenceTransformer,
+    encode: Callable[..., Any],
+    prompt: str | None,
+    texts: Sequence[str],
+    on_progress: OnProgress,
 ) -> Tensor:
-    """(N, D) float32 on the CPU, in the order of `texts`.
+    """(N, D) float32 on the CPU, in the order of `texts`. Where the GPU's memory runs out, by half as many tokens.
 
     Args:
-        encode: `model.encode_query`, `model.encode_document` or `model.encode`, with what it needs beside the texts.
+        encode: `model.encode_query`, `model.encode_document` or `model.encode`.
+        prompt: what stands before every text; None: the model's default prompt, if it has one.
         on_progress: called after each batch with the texts encoded so far.
+
+    Raises torch.OutOfMemoryError where CPU_CHUNK_TOKENS do not fit either: fewer would be slow anywhere.
     """
+    if prompt is None:
+        prompt = model.prompts.get(model.default_prompt_name or "") or ""
+    lengths = _lengths(model, prompt, texts)
+    order = sorted(range(len(texts)), key=lambda index: -lengths[index])
     budget = CPU_CHUNK_TOKENS if model.device.type == "cpu" else GPU_CHUNK_TOKENS
-    chunks = chunk_by_length(_lengths(model, texts), budget)
     parts, done = [], 0
-    for chunk in chunks:
-        batch = encode([texts[index] for index in chunk], batch_size=len(chunk), convert_to_tensor=True)
-        parts.append(batch.float().cpu())
-        done += len(chunk)
-        on_progress(done)
-    order = torch.tensor([index for chunk in chunks for index in chunk])
-    return torch.cat(parts)[torch.argsort(order)]
+    while done < len(order):
+        # the first is the longest, and the others are padded to it
+        chunk = order[done : done + max(budget // max(lengths[order[done]], 1), 1)]
+        try:
+            batch = encode(
+                [texts[index] for index in chunk], prompt=prompt, batch_size=len(chunk), convert_to_tensor=True
+            )
+            parts.append(batch.float().cpu())
+            done += len(chunk)
+        except torch.OutOfMemoryError:
+            if budget <= CPU_CHUNK_TOKENS:
+                raise
+            budget //= 2
+            log.warning("the GPU's memory ran out: fewer tokens are encoded at once from now on", tokens=budget)
+        else:
+            on_progress(done)
+            continue
+        torch.cuda.empty_cache()  # outside of the handler, whose traceback holds what did not fit
+    return torch.cat(parts)[torch.argsort(torch.tensor(order))]
 
 
-def _lengths(model: SentenceTransformer, texts: Sequence[str]) -> list[int]:
-    """Tokens of each text as the model reads it, prompt aside; of a model that is no transformer, characters.
+def _lengths(model: SentenceTransformer, prompt: str, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text as the model reads it, prompt included; of a model that is no transformer, characters.
 
     Counting costs a second tokenization, which is little beside the encoding: with characters for tokens, STS-B's
     sentences took 14% longer, for the padding.
@@ -53,5 +78,5 @@ def _lengths(model: SentenceTransformer, texts: Sequence[str]) -> list[int]:
     return [
         len(ids)
         for start in range(0, len(texts), COUNT_AT_ONCE)
-        for ids in tokenize(model, texts[start : start + COUNT_AT_ONCE], most)
+        for ids in tokenize(model, [prompt + text for text in texts[start : start + COUNT_AT_ONCE]], most)
     ]

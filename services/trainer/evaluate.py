@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
+import torch
 from sentence_transformers import SentenceTransformer
 
 from services.trainer.beir import read_beir
@@ -67,7 +68,7 @@ def evaluate(
         on_progress: called with the texts encoded so far and in all.
 
     Raises InvalidInputError for data that breaks its format, SettingError for a model, dimension or task that is not
-    there; both before anything is encoded.
+    there, both before anything is encoded; and SettingError where the GPU's memory runs out.
     """
     if config.per_query_file:
         _check_can_be_written(Path(config.per_query_file))
@@ -81,7 +82,15 @@ def evaluate(
         def report_progress(done: int, before: int = number * judged.text_count) -> None:
             on_progress(before + done, len(models) * judged.text_count)
 
-        measured.append(judged.measure(model, dims, report_progress))
+        try:
+            measured.append(judged.measure(model, dims, report_progress))
+        except torch.OutOfMemoryError as error:
+            without = "leave the baseline out, " if config.baseline else ""
+            raise SettingError(
+                f"the GPU's memory ran out: end what else holds it (nvidia-smi names that), {without}lower "
+                "max_seq_length in the model's sentence_bert_config.json, or hide the GPU from the trainer "
+                "(CUDA_VISIBLE_DEVICES=)"
+            ) from error
     report = {
         "model": config.model,
         **config.data.model_dump(mode="json"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -50,13 +49,9 @@ class Retrieval:
     def measure(self, model: SentenceTransformer, dims: Sequence[int], on_progress: OnProgress) -> dict[int, Measured]:
         """The METRICS of every query, and their means, at every dimension."""
         texts, prompt = passage_texts(model, self.data)
-        queries = embed(model, model.encode_query, list(self.data.query_texts.values()), on_progress)
-        passages = embed(
-            model,
-            partial(model.encode_document, prompt=prompt),
-            texts,
-            lambda done: on_progress(len(queries) + done),
-        )
+        asked = list(self.data.query_texts.values())
+        queries = embed(model, model.encode_query, prompts.of(model).query, asked, on_progress)
+        passages = embed(model, model.encode_document, prompt, texts, lambda done: on_progress(len(queries) + done))
         return {dim: self._measured(queries[:, :dim], passages[:, :dim]) for dim in dims}
 
     def differences(self, before: Measured, after: Measured, seed: int) -> dict[str, dict[str, Any]]:
@@ -75,15 +70,15 @@ class Retrieval:
         return Measured({metric: sum(item[metric] for item in items) / len(items) for metric in METRICS}, items)
 
 
-def passage_texts(model: SentenceTransformer, data: BeirData) -> tuple[list[str], str | None]:
-    """The passages as the model reads them, and the prompt to encode them with; None: the model's own.
+def passage_texts(model: SentenceTransformer, data: BeirData) -> tuple[list[str], str]:
+    """The passages as the model reads them, and the prompt to encode them with.
 
     A model with the document prompt `title: none | text: ` (Fretwork's, EmbeddingGemma's) gets the title in its place.
     Any other gets title and text, joined by a blank as BEIR does, behind its own prompt if it has one.
     """
     if prompts.of(model).is_gecko:
         return [format_passage(passage.title, passage.text) for passage in data.passages], ""
-    return [plain_passage(passage.title, passage.text) for passage in data.passages], None
+    return [plain_passage(passage.title, passage.text) for passage in data.passages], prompts.of(model).document
 
 
 def search(queries: Tensor, passages: Tensor, depth: int = DEPTH) -> Iterator[list[int]]:

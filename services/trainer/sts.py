@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +50,7 @@ class Similarity:
 
         Both sentences stand behind the prompt that the model names STS, as in mteb: without one if it has none.
         """
-        encode = partial(model.encode, prompt=model.prompts.get("STS"))
-        vectors = embed(model, encode, [*self.first, *self.second], on_progress).numpy()
+        vectors = embed(model, model.encode, model.prompts.get("STS"), [*self.first, *self.second], on_progress).numpy()
         first, second = np.split(vectors, 2)
         return {dim: self._measured(first[:, :dim], second[:, :dim]) for dim in dims}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import numpy as np
 import orjson
@@ -194,7 +195,44 @@ def test_encoding_in_batches_of_tokens_gives_sentence_transformers_vectors(base:
     model = SentenceTransformer(base)
     texts = [" ".join(["file", "sort a list"] * (n * 7 % 40)) for n in range(150)]  # some longer than the model reads
     done: list[int] = []
-    vectors = embed(model, model.encode, texts, done.append)
+    vectors = embed(model, model.encode, None, texts, done.append)
     assert torch.allclose(vectors, model.encode(texts, convert_to_tensor=True), atol=1e-6)
     assert len(done) > 1
     assert (sorted(done), done[-1]) == (done, 150)
+
+
+def test_where_memory_runs_out_fewer_texts_are_encoded_at_once_their_prompt_counted(base: str) -> None:
+    model = SentenceTransformer(base, device="cpu")
+    # as on a GPU, whose budget holds all texts at once
+    on_gpu: Any = SimpleNamespace(
+        device=torch.device("cuda"), tokenizer=model.tokenizer, transformers_model=model, max_seq_length=64
+    )
+    texts, prompt = ["sort", *["sort a list"] * 299], "read the file "
+    at_once: list[int] = []
+
+    def tight(texts: list[str], **values: Any) -> torch.Tensor:
+        at_once.append(len(texts))
+        if len(texts) * 8 > 2048:  # three tokens of the prompt, three of a text and two special ones
+            raise torch.OutOfMemoryError
+        vectors: torch.Tensor = model.encode(texts, **values)
+        return vectors
+
+    done: list[int] = []
+    vectors = embed(on_gpu, tight, prompt, texts, done.append)
+    assert torch.allclose(vectors, model.encode(texts, prompt=prompt, convert_to_tensor=True), atol=1e-6)
+    assert at_once == [300] * 5 + [256, 44]
+    assert done == [256, 300]
+
+
+@pytest.mark.parametrize("with_baseline", [False, True])
+def test_a_gpu_without_room_for_the_least_is_an_error_that_says_what_to_free(
+    base: str, beir_dir: str, with_baseline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> NoReturn:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(SentenceTransformer, "encode", full)
+    baseline = base if with_baseline else None
+    with pytest.raises(SettingError, match="the GPU's memory ran out: end what else holds it") as caught:
+        evaluate(EvaluationConfig(model=base, baseline=baseline, data=BeirFolder(path=beir_dir)))
+    assert ("leave the baseline out" in str(caught.value)) == with_baseline
