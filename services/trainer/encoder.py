@@ -29,6 +29,11 @@ def load_model(name_or_path: str) -> SentenceTransformer:
     """
     try:
         model = SentenceTransformer(resolve_model(name_or_path))
+        if model.transformers_model is not None and model.tokenizer.pad_token_id is None:
+            raise SettingError(
+                f"the tokenizer of {name_or_path!r} has no pad token, and texts of unlike length are encoded together: "
+                'name one in its tokenizer_config.json ("pad_token"; the token that ends a text will do)'
+            )
     except SettingError:
         raise
     except Exception as error:  # whatever the libraries raise for a folder that is none, or a hub out of reach
@@ -43,7 +48,7 @@ def load_model(name_or_path: str) -> SentenceTransformer:
 
 
 def ready_for_training(model: SentenceTransformer) -> SentenceTransformer:
-    """The same model with its vectors normalised, its texts bare, its attention the fastest to train with.
+    """The same model with its vectors whole and normalised, its texts bare, its attention the fastest to train with.
 
     On a CPU that is plain (eager) attention: with bfloat16 the fused kernel's backward pass takes 4 times as long.
 
@@ -54,6 +59,7 @@ def ready_for_training(model: SentenceTransformer) -> SentenceTransformer:
         raise SettingError("only a transformer can be trained, and this base model is none: name another")
     if not isinstance(model[-1], Normalize):
         model.append(Normalize())
+    model.truncate_dim = None  # what `model.encode` cuts off is trained, and handed over with what it is cut to
     _read_bare_texts(model)  # as `tokenize` does, whatever the folder says
     if model.device.type == "cpu":
         transformer.set_attn_implementation("eager")

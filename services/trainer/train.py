@@ -28,7 +28,7 @@ from services.trainer.checkpoint import load_checkpoint, newest_checkpoint, save
 from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.data import OnRows, open_data
 from services.trainer.development import choose_share, copied, hold_out, mix
-from services.trainer.encoder import load_model, ready_for_training
+from services.trainer.encoder import encode, load_model, ready_for_training, tokenize
 from services.trainer.export import export_model
 from services.trainer.mixture import Position, Record, RecordSource
 from services.trainer.onnx_file import check_can_write_onnx
@@ -198,6 +198,13 @@ def _checked_dims(config: TrainingConfig, model: SentenceTransformer) -> dict[in
     full_dim = model.get_embedding_dimension()
     if full_dim is None:
         raise SettingError(f"the model {config.model_name_or_path!r} does not say its embedding dimension")
+    with torch.no_grad():
+        width = encode(model, tokenize(model, ["a"], config.query_max_len)).shape[1]
+    if width != full_dim:
+        raise SettingError(
+            f"the model {config.model_name_or_path!r} says that its vectors have {full_dim} dimensions, and they have "
+            f"{width}: mend the configuration of its last module that names one (1_Pooling/config.json, for example)"
+        )
     too_large = [dim for dim in config.matryoshka_dims if dim > full_dim]
     if too_large:
         raise SettingError(

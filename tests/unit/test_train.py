@@ -12,6 +12,7 @@ from uuid import uuid5
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer
 
@@ -243,6 +244,30 @@ def test_refuses_before_the_first_step_what_the_model_lacks(
 def test_refuses_a_base_that_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"cannot be loaded.*name a SentenceTransformer folder"):
         run(config(str(tmp_path)), tmp_path / "work")
+
+
+def test_refuses_a_base_without_a_pad_token_before_it_encodes_anything(tmp_path: Path) -> None:
+    padless = make_tiny_model(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(padless)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(padless)
+    with pytest.raises(SettingError, match=r"has no pad token.*name one in its tokenizer_config\.json"):
+        load_model(padless)
+
+
+def test_a_base_that_cuts_its_vectors_is_trained_whole(base: str, tmp_path: Path) -> None:
+    SentenceTransformer(base, truncate_dim=20).save_pretrained(str(tmp_path / "base"))
+    cut = config(str(tmp_path / "base"), num_train_epochs=1)
+    assert train(cut, records(8), tmp_path / "work")["steps"] == 1
+    assert SentenceTransformer(str(tmp_path / "work" / "model")).encode("sort").shape == (DIM,)
+
+
+def test_refuses_before_the_first_step_a_base_whose_vectors_are_of_another_width(base: str, tmp_path: Path) -> None:
+    wrong = SentenceTransformer(modules=[Transformer(base), Pooling(DIM // 2)])
+    wrong.save_pretrained(str(tmp_path / "base"))
+    with pytest.raises(SettingError, match=r"says that its vectors have 16 dimensions, and they have 32.*mend"):
+        run(config(str(tmp_path / "base")), tmp_path / "work")
+    assert not (tmp_path / "work").exists()
 
 
 def test_refuses_to_train_on_nothing(base: str, tmp_path: Path) -> None:
