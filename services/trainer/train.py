@@ -35,14 +35,10 @@ from services.trainer.onnx_file import check_can_write_onnx
 from services.trainer.peers import ALONE, Peers
 from services.trainer.prompts import resolved
 from services.trainer.step import add_gradient_that_fits
-from shared.errors import FretworkError, SettingError
+from shared.errors import SettingError
 
 MAX_GRAD_NORM = 1.0
 CHECKPOINT_SHARE = 0.05  # of a training's time at most: a large model's takes longer to write
-
-
-class DivergedError(FretworkError):
-    """The loss is no longer a number; lower the learning rate or raise the temperature."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +85,8 @@ def train(
         about: what the caller knows of the data for the model card, such as the run's name and the teacher.
 
     Raises SettingError for a base model, length or dimension that cannot work, NotFoundError without any record and
-    InvalidInputError for a dataset that breaks a rule, all of them before the first step, and DivergedError when the
-    loss is not finite.
+    InvalidInputError for a dataset that breaks a rule, all of them before the first step, and SettingError when the
+    loss or its gradient is not finite: no weights are moved by it, and the last checkpoint would come to the same.
     """
     if config.onnx:
         check_can_write_onnx()
@@ -119,14 +115,18 @@ def train(
             group["lr"] = config.learning_rate * learning_rate_share(state.step, total_steps, config.warmup_ratio)
         optimizer.zero_grad()
         value, fitting = add_gradient_that_fits(model, batch, fitting, weight_by_dim, peers)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        if not (math.isfinite(value) and norm.isfinite()):
+            raise SettingError(
+                f"the training diverged in step {state.step + 1}: its loss is {value:g}, its gradient's norm {norm:g}; "
+                f"lower --learning-rate, which is {config.learning_rate:g}, or raise --temperature, which is "
+                f"{config.temperature:g}"
+            )
         optimizer.step()
         # the last step at least: a share of few steps may be less than one
         if averaged is not None and state.step >= min(total_steps * (1 - config.averaging), total_steps - 1):
             averaged.update_parameters(model)
 
-        if not math.isfinite(value):
-            raise DivergedError
         now = time.monotonic()
         state = _State(
             step=state.step + 1,

@@ -281,6 +281,22 @@ def test_refuses_the_checkpoint_of_another_configuration(base: str, tmp_path: Pa
         run(config(base, seed=1), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    # the loss of the first is finite, its gradient is not; the second's first update is finite and too large
+    [({"temperature": 1e-38}, 1), ({"learning_rate": 1e30}, 2)],
+)
+def test_a_training_that_diverges_ends_before_it_is_stored(
+    base: str, tmp_path: Path, changes: dict[str, object], step: int
+) -> None:
+    with pytest.raises(SettingError, match=rf"diverged in step {step}: .*lower --learning-rate.*--temperature"):
+        run(config(base, **changes), tmp_path)
+    assert len(list(tmp_path.glob("checkpoint-*"))) == step - 1
+    for checkpoint in tmp_path.glob("checkpoint-*"):
+        stored = torch.load(checkpoint / "state.pt", weights_only=True)["model"]
+        assert all(weight.isfinite().all() for weight in stored.values())
+
+
 def test_learning_rate_rises_then_falls() -> None:
     shares = [learning_rate_share(step, 20, 0.2) for step in range(20)]
     assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
