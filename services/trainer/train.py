@@ -165,9 +165,9 @@ def train(
         model.load_state_dict(averaged.module.state_dict())
     optimizer.zero_grad()
     del optimizer, averaged  # their memory is needed now
-    facts |= _interpolated(model, fitting, held_out)
     model_dir = work_dir / "model"
-    if peers.rank == 0:
+    if peers.rank == 0:  # alone: the host's memory has to hold the weights twice more for it
+        facts |= _interpolated(model, fitting, held_out)
         written = config.model_copy(update={"prompts": Prompts(facts.pop("written", config.prompts))})
         export_model(model, written, facts, dims=list(weight_by_dim), target=model_dir)
     return {**facts, "model_dir": str(model_dir)}

@@ -12,6 +12,7 @@ from uuid import uuid5
 
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 
 from services.trainer import encoder, step
 from services.trainer.config import TrainingConfig
@@ -150,7 +151,7 @@ def test_it_is_autograds_however_much_is_kept(
 def trained(base: str, folder: Path, batch_size: int, peers: Peers = ALONE) -> list[float]:
     """The losses of a training on records with a hard negative each."""
     losses: list[float] = []
-    chosen = config(base, per_device_train_batch_size=batch_size, matryoshka_dims=(8,))
+    chosen = config(base, per_device_train_batch_size=batch_size, matryoshka_dims=(8,), interpolation=0.5)
     train(chosen, records(), folder, peers=peers, on_progress=lambda progress: losses.append(progress.loss))
     return losses
 
@@ -158,9 +159,17 @@ def trained(base: str, folder: Path, batch_size: int, peers: Peers = ALONE) -> l
 def _one_of_two(rank: int, base: str, folder: Path) -> None:
     torch.set_num_threads(1)
     encoder.autocast_dtype = lambda device: None  # exact, whatever the CPU has
+    loaded: list[str] = []
+
+    def noting(name: str) -> SentenceTransformer:
+        loaded.append(name)
+        return load_model(name)
+
+    pytest.MonkeyPatch().setattr("services.trainer.train.load_model", noting)  # this process ends with it
     peers = Peers.join(rank, 2, f"file://{folder}/meeting", "gloo")
     loss, found = gradient(base, peers, kept_tokens=200)
-    torch.save((loss, found, trained(base, folder / "together", 4, peers)), folder / f"{rank}.pt")
+    losses = trained(base, folder / "together", 4, peers)
+    torch.save((loss, found, losses, len(loaded)), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -179,10 +188,11 @@ def test_two_processes_have_the_gradients_and_the_model_of_one(
     losses = trained(base, tmp_path / "alone", 8)
     weights = load_model(str(tmp_path / "alone" / "model")).state_dict()
     for rank in (0, 1):
-        loss_of_rank, found, losses_of_rank = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        loss_of_rank, found, losses_of_rank, loaded = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert loss_of_rank == pytest.approx(loss, abs=1e-5)
         assert_equal(found, alone)
         assert losses_of_rank == pytest.approx(losses, abs=1e-5)
+        assert loaded == 2 - rank  # the base, and for the one that interpolates with it once more
     assert_equal(load_model(str(tmp_path / "together" / "model")).state_dict(), weights)
 
 
