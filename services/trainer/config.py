@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from services.trainer.mixture_config import Mixture
+from services.trainer.mixture_config import Mixture, PairSource, ScoredPairSource
 from shared.models import WHEEL_MODEL
 
 
@@ -86,6 +86,23 @@ class TrainingConfig(BaseModel):
     mixture: Mixture | None = Field(None, description="what else to train on; the run's FRet records alone by default")
     checkpoint_every_s: float = Field(60.0, ge=0, description="seconds between checkpoints; 0: after every step")
     onnx: bool = Field(False, description="write the encoder as onnx/model.onnx too, for runtimes without torch")
+
+    @field_validator("mixture")
+    @classmethod
+    def _all_have_negatives(cls, mixture: Mixture | None, settings: ValidationInfo) -> Mixture | None:
+        """Without any negative a query's loss is 0, whatever the weights."""
+        for source in mixture.sources if mixture else ():
+            own = settings.data.get("hard_negatives") and not isinstance(source, PairSource | ScoredPairSource)
+            same_tower = source.same_tower_negatives
+            if same_tower is None:
+                same_tower = settings.data.get("same_tower_negatives")
+            if not (source.in_batch_negatives or own or same_tower):
+                raise ValueError(
+                    f"in_batch_negatives: false leaves the queries of the source {source.name} no negatives: it has "
+                    "none of its own, or --no-hard-negatives leaves them out. Set its in_batch_negatives or "
+                    "same_tower_negatives to true"
+                )
+        return mixture
 
     @model_validator(mode="after")
     def _dims_are_sound(self) -> Self:

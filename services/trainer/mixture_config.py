@@ -66,16 +66,6 @@ class _DatasetSource(_Drawn):
             raise ValueError("`delimiter` and `columns` are of .csv and .tsv files")
         return self
 
-    @model_validator(mode="after")
-    def _has_negatives(self) -> Self:
-        if isinstance(self, PairSource | ScoredPairSource) and not (
-            self.in_batch_negatives or self.same_tower_negatives
-        ):
-            raise ValueError(
-                "in_batch_negatives: false leaves its queries no negatives: such a source has none of its own"
-            )
-        return self
-
 
 class PairFields(_Frozen):
     query: str = "query"

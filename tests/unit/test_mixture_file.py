@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.main import app
 from cli.models.mixture_file import read_mixture
 from services.trainer.config import TrainingConfig
 from shared.errors import InvalidInputError, SettingError
@@ -100,3 +103,29 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_a_mistake_in_a_flag(flag: str, rule: str) -> None:
     with pytest.raises(SettingError, match=rule):
         read_mixture(None, [flag])
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "same_tower", "refused"),
+    [
+        ("triplet", ["--no-hard-negatives"], None, True),
+        ("fret", ["--no-hard-negatives"], None, True),
+        ("classification", ["--no-hard-negatives", "--same-tower-negatives"], False, True),
+        ("classification", ["--no-hard-negatives", "--same-tower-negatives"], None, False),
+        ("nli", [], None, False),
+        ("pair", [], None, True),
+        ("pair", [], True, False),
+        ("pair", ["--same-tower-negatives"], None, False),
+    ],
+)
+def test_a_source_that_is_left_no_negatives_is_refused(
+    tmp_path: Path, kind: str, flags: list[str], same_tower: bool | None, refused: bool
+) -> None:
+    place = {} if kind == "fret" else {"name": "x", "path": "x.jsonl", "task_description": "t"}
+    source = {"kind": kind, "in_batch_negatives": False, "same_tower_negatives": same_tower, **place}
+    # what is not refused goes on to its output folder, which is there already
+    command = ["train", "latest", "--output", str(tmp_path), "--source", json.dumps(source), *flags]
+    result = CliRunner().invoke(app, command)
+    says = "leaves the queries of the source" if refused else "the output directory exists already"
+    assert isinstance(result.exception, SettingError if refused else InvalidInputError)
+    assert says in str(result.exception)
