@@ -11,7 +11,7 @@ Several processes (`peers.Peers`) encode a share of the batch each and see the e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -25,29 +25,30 @@ LOSS_ROWS = 1024  # queries whose scores are held at a time
 
 def backward(
     model: SentenceTransformer,
-    token_ids: Sequence[Sequence[int]],
+    token_ids: Mapping[int, Sequence[int]],
     loss_of: Callable[[Tensor, slice], Tensor],
+    texts: int,
     rows: int,
     *,
     kept_tokens: int,
     peers: Peers,
-    mine: Sequence[int] | None = None,
 ) -> float:
     """Adds the gradient of the batch's loss to the weights' `.grad`, and returns the loss. Call it on every process.
 
     Args:
-        token_ids: the N texts of the whole batch.
-        loss_of: from their embeddings (N, D) and some of the loss's rows, those rows' share of the loss: a scalar.
+        token_ids: the texts that this process encodes, by their places among the whole batch's; each of those is one
+            process's.
+        loss_of: from the embeddings (N, D) of the whole batch's texts and some of the loss's rows, those rows' share of
+            the loss: a scalar.
+        texts: N.
         rows: how many rows the loss has.
         kept_tokens: padded tokens whose activations may be held.
-        mine: the texts that this process encodes; each is one process's. All of them where there is one process.
     """
-    ours = range(len(token_ids)) if mine is None else mine
+    ours = list(token_ids)
     # a chunk that is encoded again has its graph then: it may be no larger than what may be held
-    chunks_of_ours = chunks_of(model, [token_ids[index] for index in ours], kept_tokens)
-    chunks = [[ours[index] for index in chunk] for chunk in chunks_of_ours]
+    chunks = [[ours[index] for index in chunk] for chunk in chunks_of(model, list(token_ids.values()), kept_tokens)]
     kept: list[Tensor | None] = []
-    embeddings = torch.zeros(len(token_ids), model.get_embedding_dimension() or 0, device=model.device)
+    embeddings = torch.zeros(texts, model.get_embedding_dimension() or 0, device=model.device)
     left = kept_tokens
     for chunk in chunks:
         left -= len(chunk) * max(len(token_ids[index]) for index in chunk)

@@ -84,12 +84,13 @@ def add_gradient(
     before_targets = before.query if symmetric else before.document
     query_max_len = config.passage_max_len if symmetric else config.query_max_len
     targets = [*(example.positive for example in batch), *(text for example in batch for text in example.negatives)]
-    token_ids = [
-        *tokenize(model, [before.query + example.query for example in batch], query_max_len),
-        *tokenize(model, [before_targets + text for text in targets], config.passage_max_len),
-    ]
+    # a row's texts are one process's: its query, its positive and its negatives, in this order over the whole batch
     share = peers.share_of(size)
     mine = [text for text, row in enumerate([*range(size), *range(size), *owners]) if row in share]
+    my_queries = [before.query + batch[row].query for row in share]
+    my_targets = [before_targets + targets[text - size] for text in mine[len(share) :]]
+    token_ids = [*tokenize(model, my_queries, query_max_len), *tokenize(model, my_targets, config.passage_max_len)]
+    of_mine = dict(zip(mine, token_ids, strict=True))
     negative_owners = torch.tensor(owners, dtype=torch.long, device=model.device)
     towers = [*(example.query for example in batch), *(example.positive for example in batch)]
     query_ids, positive_texts = _numbered(towers, model.device).tensor_split(2)
@@ -116,7 +117,7 @@ def add_gradient(
         )
 
     kept = kept_tokens(model, config)
-    return backward(model, token_ids, loss_of, size, mine=mine, kept_tokens=kept, peers=peers)
+    return backward(model, of_mine, loss_of, size + len(targets), size, kept_tokens=kept, peers=peers)
 
 
 def _numbered(values: Sequence[str | UUID], device: torch.device) -> Tensor:

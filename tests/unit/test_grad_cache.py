@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,6 +104,22 @@ def test_both_sides_of_symmetric_data_are_cut_alike(base: str, monkeypatch: pyte
     step.add_gradient(model, batch, config(base), WEIGHTS)
     step.add_gradient(model, [replace(example, symmetric=True) for example in batch], config(base), WEIGHTS)
     assert cut == [16, 48, 48, 48]
+
+
+def test_a_process_tokenizes_its_own_share_alone(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+
+    def noting(model: Any, texts: Sequence[str], max_len: int) -> list[list[int]]:
+        counts.append(len(texts))
+        return tokenize(model, texts, max_len)
+
+    monkeypatch.setattr(step, "tokenize", noting)
+    monkeypatch.setattr(step, "backward", lambda *_, **__: 0.0)  # the other process is not there
+    model, batch = ready_for_training(load_model(base)), examples()
+    for rank in (0, 1):
+        step.add_gradient(model, batch, config(base), WEIGHTS, Peers(rank, 2))
+    negatives = [len(example.negatives) for example in batch]
+    assert counts == [10, 10 + sum(negatives[:10]), 11, 11 + sum(negatives[10:])]
 
 
 def plain_gradient(base: str) -> tuple[float, dict[str, torch.Tensor]]:
