@@ -3,18 +3,20 @@
 triplets_vs_st_default  triplets/s ÷ those of SentenceTransformerTrainer with CachedMultipleNegativesRankingLoss and
                         MatryoshkaLoss at its defaults
 triplets_vs_st_best     the same with the best of the settings tried here (`ST_SETTINGS`)
-peak_memory_vs_st       the process's largest resident size ÷ theirs at the defaults
+peak_memory_vs_st       the process's largest resident size, on a GPU its most memory there, ÷ theirs at the defaults
 loss_vs_st, ndcg_vs_st  the loss on triplets nobody trained on, and nDCG@10 on the demo's development queries, ÷ theirs
 encode_vs_st            passages/s of embedding the demo's corpus ÷ those of SentenceTransformer.encode
 
 Same base, triplets, order of magnitude of everything: batch size, lengths, dimensions, learning rate, schedule. Each
-training runs in a process of its own, in turns, each turn one of each.
+training runs in a process of its own, in turns, each turn one of each. Where there are several GPUs both have one. On a
+GPU each run's account has its name and the share of its peak FLOP/s (benchmarks/trainers.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,9 +33,11 @@ ST_SETTINGS = ("default", "fast", "fast-uncached", "fast-uncached-eager", "fast-
 
 def measured(what: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.trainers", what, str(folder), f"--batch={arguments.batch}"]
+    first_gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]  # theirs would use them all
     done = subprocess.run(
         [*command, f"--model={arguments.model}", f"--max-len={arguments.max_len}"],
         cwd=ROOT,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": first_gpu},
         capture_output=True,
         text=True,
     )
@@ -50,7 +54,7 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=1000, help="of the demo's corpus")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--max-len", type=int, default=128, help="tokens of a query and of a passage")
-    parser.add_argument("--model", default="all-MiniLM-L6-v2")
+    parser.add_argument("--model", default="all-MiniLM-L6-v2", help="or a transformers config.json: random weights")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS / "train.json")
     given = parser.parse_args()

@@ -2,6 +2,13 @@
 
 python -m benchmarks.trainers ours|st:SETTINGS|encode FOLDER
 
+A `--model` that ends with .json is a transformers config: a model of its form, with random weights and
+all-MiniLM-L6-v2's tokenizer, for speed and memory where no weights can be had.
+
+On a GPU `peak_mb` is its memory and `mfu` the share of its peak dense bfloat16 FLOP/s: 6 · the weights that are no
+embeddings · the tokens that are no padding a second. GradCache's second forward pass is no useful work and not counted,
+nor is attention's product of all tokens with all.
+
 Settings of sentence-transformers' trainer: `default`; `fast`, in bfloat16 where the processor has it, as Fretwork's
 trainer is; and then `uncached`, without GradCache, `eager`, with the attention that is fastest to train with on a CPU,
 and `nodropout`, which takes a quarter less time, and which Fretwork's trainer does without.
@@ -17,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +40,29 @@ from sentence_transformers.losses import (
     MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from benchmarks.triplets import Triplet, read_triplets, records_of
 from services.trainer import prompts
 from services.trainer.beir import read_beir
 from services.trainer.config import TrainingConfig
 from services.trainer.embed import embed
-from services.trainer.encoder import autocast_dtype, load_model
+from services.trainer.encoder import autocast_dtype, load_model, tokenize
 from services.trainer.retrieval import Retrieval
 from services.trainer.train import train
-from shared.models import resolve_model
+from shared.models import WHEEL_MODEL, resolve_model
 from tests.records_in_memory import Records
 
-DIMS = (384, 256, 128, 64)
+DIMS = (256, 128, 64)  # beside the model's full one
+# FLOP/s, dense, in bfloat16, by the name that CUDA has for the device
+PEAK_FLOPS = {
+    "NVIDIA H100 80GB HBM3": 989e12,  # SXM
+    "NVIDIA H200": 989e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+}
 HELD_OUT = 256
 SEED = 0
 
@@ -57,6 +75,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--max-len", type=int, required=True)
     given = parser.parse_args()
+    given.model = base(given.model, given.folder / "base")
     triplets = read_triplets(given.folder / "triplets.jsonl")
     used, held_out = triplets[:-HELD_OUT], triplets[-HELD_OUT:]
     if given.what == "encode":
@@ -67,10 +86,44 @@ def main() -> None:
                 model, seconds = ours(used, given, Path(work))
             else:
                 model, seconds = theirs(used, given, Path(work), given.what.removeprefix("st:"))
-        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        account = {"triplets_per_s": len(used) / seconds, "seconds": seconds, "peak_mb": peak_mb}
+        account = {"triplets_per_s": len(used) / seconds, "seconds": seconds, "peak_mb": peak_mb(model.device)}
+        if model.device.type == "cuda":
+            device = torch.cuda.get_device_name()
+            account |= {"device": device, "mfu": mfu(model, used, seconds, given.max_len, device)}
         account |= {"heldout_loss": loss(model, held_out), "ndcg@10": ndcg(model, given.folder)}
-    sys.stdout.write(json.dumps({name: round(value, 4) for name, value in account.items()}) + "\n")
+    rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in account.items()}
+    sys.stdout.write(json.dumps(rounded) + "\n")
+
+
+def base(model: str, folder: Path) -> str:
+    """The model to start from; of a config, what is made in `folder`, once for all processes that are given it."""
+    if not model.endswith(".json"):
+        return model
+    if not folder.exists():
+        torch.manual_seed(SEED)
+        form = AutoConfig.from_pretrained(model)
+        AutoModel.from_config(form, dtype=torch.float32).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(resolve_model(WHEEL_MODEL)).save_pretrained(folder)
+    return str(folder)
+
+
+def peak_mb(device: torch.device) -> float:
+    """The most memory so far, in MiB: on a GPU what was allocated there, else what the process had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def mfu(
+    model: SentenceTransformer, triplets: Sequence[Triplet], seconds: float, max_len: int, device: str
+) -> float | None:
+    """The share of the device's peak FLOP/s that one pass over the triplets reached; None where that is not known."""
+    if device not in PEAK_FLOPS:
+        return None
+    embeddings = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Embedding))
+    weights = sum(weight.numel() for weight in model.parameters()) - embeddings
+    tokens = sum(map(len, tokenize(model, list(chain.from_iterable(triplets)), max_len)))
+    return 6 * weights * tokens / seconds / PEAK_FLOPS[device]
 
 
 def ours(triplets: Sequence[Triplet], given: argparse.Namespace, work: Path) -> tuple[SentenceTransformer, float]:
@@ -79,12 +132,13 @@ def ours(triplets: Sequence[Triplet], given: argparse.Namespace, work: Path) -> 
         per_device_train_batch_size=given.batch,
         query_max_len=given.max_len,
         passage_max_len=given.max_len,
-        matryoshka_dims=DIMS[1:],
+        matryoshka_dims=DIMS,
         interpolation=1.0,
         seed=SEED,
     )
-    facts = train(config, Records(records_of(triplets)), work)
-    return load_model(facts["model_dir"]), facts["seconds"]
+    rates: list[float] = []  # a training's own account has tenths of seconds, too coarse for a GPU
+    facts = train(config, Records(records_of(triplets)), work, on_progress=lambda at: rates.append(at.examples_per_s))
+    return load_model(facts["model_dir"]), len(triplets) / rates[-1]
 
 
 def theirs(
@@ -96,6 +150,7 @@ def theirs(
         kinds["config_kwargs"] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = SentenceTransformer(resolve_model(given.model), **kinds)
     model.max_seq_length = given.max_len
+    dims = sorted({model.get_embedding_dimension(), *DIMS}, reverse=True)
     kind = MultipleNegativesRankingLoss if "uncached" in settings else CachedMultipleNegativesRankingLoss
     trainer = SentenceTransformerTrainer(
         model=model,
@@ -115,7 +170,7 @@ def theirs(
         train_dataset=Dataset.from_dict(
             dict(zip(("anchor", "positive", "negative"), map(list, zip(*triplets, strict=True)), strict=True))
         ),
-        loss=MatryoshkaLoss(model, kind(model, scale=1 / asked.temperature), matryoshka_dims=list(DIMS)),
+        loss=MatryoshkaLoss(model, kind(model, scale=1 / asked.temperature), matryoshka_dims=dims),
     )
     seconds: float = trainer.train().metrics["train_runtime"]
     return model.eval(), seconds
@@ -129,12 +184,13 @@ def loss(model: SentenceTransformer, triplets: Sequence[Triplet]) -> float:
         for column in zip(*triplets, strict=True)
     )
     scores = anchors @ torch.cat([positives, negatives]).T / TrainingConfig().temperature
-    return float(torch.nn.functional.cross_entropy(scores, torch.arange(len(anchors))))
+    return float(torch.nn.functional.cross_entropy(scores, torch.arange(len(anchors), device=scores.device)))
 
 
 def ndcg(model: SentenceTransformer, folder: Path) -> float:
     judged = Retrieval(read_beir(folder / "heldout", "dev"))
-    return judged.measure(model, DIMS[:1], lambda _: None)[DIMS[0]].figures["ndcg@10"]
+    dim = model.get_embedding_dimension()
+    return judged.measure(model, [dim], lambda _: None)[dim].figures["ndcg@10"]
 
 
 def encoding(name: str, folder: Path) -> dict[str, float]:
