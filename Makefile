@@ -12,8 +12,8 @@ AUDIT := pip-audit==2.10.1
 LOCKED := --no-deps --only-binary :all: --require-hashes -r requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-slow test-vllm test-chaos test-compose bench-ledger bench-llm bench-quality bench-train bench-watch \
-	vllm lint format lock audit clean
+.PHONY: help setup demo test test-unit test-slow test-gpu test-vllm test-chaos test-compose bench-ledger bench-llm bench-quality \
+	bench-train bench-watch vllm lint format lock audit clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -33,6 +33,9 @@ test-slow: setup ## those that take too long to run often: a second round with a
 
 test-unit: setup ## the fast tests, without servers
 	$(BIN)/python -m pytest tests/unit
+
+test-gpu: setup ## the tests that need a GPU; without one they are skipped
+	$(BIN)/python -m pytest -m gpu
 
 test-vllm: setup ## the tests against the vLLM servers at FRETWORK_TEST_VLLM_URL and FRETWORK_TEST_VLLM_EMBED_URL
 	@test -n "$$FRETWORK_TEST_VLLM_URL$$FRETWORK_TEST_VLLM_EMBED_URL" || { echo "error: set FRETWORK_TEST_VLLM_URL to a vLLM" \
