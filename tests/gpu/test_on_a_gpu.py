@@ -61,8 +61,8 @@ def test_a_steps_loss_and_gradient_are_the_cpus(base: str) -> None:
 def test_vectors_are_the_cpus(base: str) -> None:
     texts = [example.positive for example in examples()]
     on_cpu, on_gpu = loaded(base, "cpu"), loaded(base, "cuda")
-    expected = embed(on_cpu, on_cpu.encode, texts, lambda _: None)
-    assert torch.allclose(embed(on_gpu, on_gpu.encode, texts, lambda _: None), expected, atol=1e-5)  # in float32
+    expected = embed(on_cpu, on_cpu.encode, None, texts, lambda _: None)
+    assert torch.allclose(embed(on_gpu, on_gpu.encode, None, texts, lambda _: None), expected, atol=1e-5)  # in float32
     with torch.no_grad():
         trained_with = encode(on_gpu, tokenize(on_gpu, texts, 64))
     assert (trained_with.cpu() - expected).abs().max() < 2**-8  # of bfloat16
