@@ -30,7 +30,9 @@ def worker(home: Path, addresses: Addresses, queue: str, threads: int) -> ChildS
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     math_threads = str(cores if queue in TORCH_QUEUES else 1)
-    env = {"OMP_NUM_THREADS": math_threads, "MKL_NUM_THREADS": math_threads, "TOKENIZERS_PARALLELISM": "false"}
+    env = {"OMP_NUM_THREADS": math_threads, "MKL_NUM_THREADS": math_threads}
+    if queue != "trainer":  # its child tokenizes while all cores wait for it, and forks nothing afterwards
+        env["TOKENIZERS_PARALLELISM"] = "false"
     return _python(queue, command, home, addresses, env, ready=_says_ready)
 
 

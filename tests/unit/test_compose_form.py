@@ -61,6 +61,17 @@ def test_each_queue_has_a_worker_started_as_on_one_machine(queue: str, tmp_path:
     assert command(queue)[command(queue).index("--queues") + 1] == queue
 
 
+@pytest.mark.parametrize(("queue", "on_one_core"), [("retriever", True), ("trainer", False)])
+def test_the_trainer_alone_tokenizes_on_all_cores(
+    queue: str, on_one_core: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    embedded = children.worker(tmp_path, Addresses(database_url=""), queue, children.WORKERS[queue]).env
+    image = " ".join(arguments for name, arguments in dockerfile(queue) if name == "ENV").split()
+    assert ("TOKENIZERS_PARALLELISM=false" in image) == on_one_core
+    assert embedded.get("TOKENIZERS_PARALLELISM") == ("false" if on_one_core else None)
+
+
 @pytest.mark.parametrize("service", ["dispatcher", "status"])
 def test_the_other_services_start_as_on_one_machine(service: str, tmp_path: Path) -> None:
     addresses = Addresses(database_url="", status_url="")
