@@ -1,4 +1,4 @@
-"""Similarity and classification against the real mteb on the same model and texts, and intervals by definition."""
+"""Every kind of evaluation against the real mteb on the same model and texts, and intervals by definition."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
 from services.trainer.compare import Measured, resamples
-from services.trainer.config import ClassificationFolder, EvaluationConfig, StsFile
+from services.trainer.config import BeirFolder, ClassificationFolder, EvaluationConfig, StsFile
 from services.trainer.evaluate import evaluate
 from services.trainer.sts import Similarity, read_sts, spearman
 from shared.errors import InvalidInputError
@@ -68,7 +68,7 @@ def mtebs(kind: str, model: str, dim: int, data: Any, samples_per_label: int = 8
     """The scores that mteb's own task classes give, at the dimension that sentence-transformers truncates to."""
     import mteb
 
-    name = {"sts": "STSBenchmark", "classification": "Banking77Classification"}[kind]
+    name = {"sts": "STSBenchmark", "classification": "Banking77Classification", "beir": "SciFact"}[kind]
     task = mteb.get_task(name)
     task.dataset, task.data_loaded = data, True
     if kind == "classification":
@@ -124,6 +124,33 @@ def test_accuracy_is_mtebs(which: str, samples_per_label: int, request: pytest.F
         assert ours["accuracy"] == pytest.approx(theirs["accuracy"], abs=1e-6)
         assert ours["f1_macro"] == pytest.approx(theirs["f1"], abs=1e-6)
         assert 0.2 < ours["accuracy"] < 1
+
+
+@pytest.mark.usefixtures("one_text_a_batch")
+@pytest.mark.filterwarnings("ignore")  # mteb's
+@pytest.mark.parametrize("which", ["base", "prompted"])
+def test_rankings_are_mtebs(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """One passage in three has no title; grades are 0 to 2."""
+    model = request.getfixturevalue(which)
+    titles, texts, asked = sentences(30, 8), sentences(30, 9), sentences(12, 10)
+    corpus = [{"id": f"p{n}", "title": titles[n] if n % 3 else "", "text": texts[n]} for n in range(30)]
+    queries = [{"id": f"q{n}", "text": text} for n, text in enumerate(asked)]
+    rng = np.random.default_rng(11)
+    qrels = {f"q{n}": {f"p{found}": int(rng.integers(3)) for found in rng.choice(30, 6, False)} for n in range(12)}
+    for name, rows in (("corpus", corpus), ("queries", queries)):
+        written(tmp_path / f"{name}.jsonl", [{"_id": row["id"], **row} for row in rows])
+    (tmp_path / "qrels").mkdir()
+    judged = [f"{query}\t{passage}\t{grade}\n" for query, of in qrels.items() for passage, grade in of.items()]
+    (tmp_path / "qrels" / "test.tsv").write_text("".join(judged))
+    report = evaluate(EvaluationConfig(model=model, data=BeirFolder(path=str(tmp_path)), dims=DIMS))
+    for dim in DIMS:
+        of_split = {"corpus": Dataset.from_list(corpus), "queries": Dataset.from_list(queries), "top_ranked": None}
+        theirs = mtebs("beir", model, dim, {"default": {"test": {**of_split, "relevant_docs": qrels}}})
+        for metric, figure in report["dims"][str(dim)].items():
+            expected = theirs[metric.replace("@", "_at_")]
+            # mteb rounds to five places, all but MRR
+            assert round(figure, 5) == pytest.approx(round(expected, 5), abs=1e-6), metric
+            assert figure < 1 or metric == "recall@100"
 
 
 def test_correlation_with_ties_and_weights_is_scipys() -> None:
