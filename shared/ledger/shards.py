@@ -88,6 +88,9 @@ def claim(connection: Connection, shard_id: UUID, worker: str, lease_s: float) -
     A lone item that was lost three times is claimed by a worker that holds nothing else, and which then claims nothing
     else: whatever shared a process with an item that kills was lost with it each time, and only this tells them apart.
     A worker makes one claim at a time, or two of its threads could both hold nothing else.
+
+    The commit of a claim on a run's shard does not wait for the disk. A server that crashes may forget it: the shard is
+    ready again then, and of its two holders, which have the same `claim_seq`, the first to finish is the only one.
     """
     row = (
         connection.execute(
@@ -102,7 +105,9 @@ def claim(connection: Connection, shard_id: UUID, worker: str, lease_s: float) -
                         AND greatest(CASE WHEN other.item_count = 1 THEN other.losses END,
                                      CASE WHEN shards.item_count = 1 THEN shards.losses END) >= :max_losses
                   )
-                RETURNING shard_id, run_id, stage, label_version, item_ids, claim_seq
+                RETURNING shard_id, run_id, stage, label_version, item_ids, claim_seq,
+                    -- two trainings of one claim_seq would write into one folder: those wait
+                    CASE WHEN stage = ANY(:run_stages) THEN set_config('synchronous_commit', 'off', true) END
                 """  # noqa: S608 - our own constant
             ),
             {

@@ -199,7 +199,7 @@ def test_two_processes_have_the_gradients_and_the_model_of_one(
     for process in both:
         process.start()
     for process in both:
-        process.join(120)
+        process.join(300)
         assert process.exitcode == 0
     loss, alone = gradient(base)
     losses = trained(base, tmp_path / "alone", 8)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Connection, Engine, select, text
 
 from shared import ledger
 from shared.errors import LeaseLostError, NotDoneError, SettingError, TransientError
@@ -67,6 +68,41 @@ def test_a_worker_that_lost_its_lease_cannot_write(engine: Engine, run: Run) -> 
         ledger.finish(connection, prompt, [], [])
     seen = state_of(engine, shard_id)
     assert (seen["state"], seen["claimed_by"], seen["losses"], seen["failures"]) == ("done", "prompt", 1, 0)
+
+
+def test_of_two_holders_of_a_claim_that_a_crash_forgot_one_writes(engine: Engine, run: Run) -> None:
+    with engine.connect() as connection:
+        shard_id = shard_of(connection, run, Stage.GENERATE)
+        before = connection.execute(select(shards).where(shards.c.shard_id == shard_id)).mappings().one()
+    first = claimed(engine, shard_id, worker="first")
+    with engine.begin() as connection:  # the server comes back without the commit
+        connection.execute(shards.update().where(shards.c.shard_id == shard_id).values(**before))
+    second = claimed(engine, shard_id, worker="second")
+    assert first.claim_seq == second.claim_seq
+    generate_queries(engine, run, first)
+    with pytest.raises(LeaseLostError), engine.begin() as connection:
+        ledger.finish(connection, second, [], second.item_ids)
+    assert state_of(engine, shard_id)["state"] == "done"
+    with engine.connect() as connection:
+        assert conservation(connection, run.run_id).holds
+
+
+def test_a_claim_of_a_runs_shard_alone_does_not_wait_for_the_disk(engine: Engine, run: Run) -> None:
+    """The tests' server forgets everything by its settings, so the transaction is asked."""
+    item = UUID(int=7)
+    with engine.begin() as connection:
+        (training,) = ledger.add_shards(connection, run.run_id, Stage.TRAIN, [[item]], parent=item)
+        generate = shard_of(connection, run, Stage.GENERATE)
+
+    def waits(connection: Connection) -> bool:
+        return connection.execute(text("SHOW synchronous_commit")).scalar_one() == "on"
+
+    with engine.connect() as connection:
+        for shard_id, expected in ((training, True), (generate, False), (generate, True)):
+            connection.execute(text("SET LOCAL synchronous_commit = on"))
+            held = ledger.claim(connection, shard_id, "me", LEASE_S)
+            assert (waits(connection), held is None) == (expected, expected and shard_id == generate)
+            connection.commit()
 
 
 def test_a_held_lease_is_not_reaped(engine: Engine, run: Run) -> None:
