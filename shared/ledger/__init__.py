@@ -1,8 +1,8 @@
 """Moves a shard from state to state: the only code that does. The states stand in `schema.SHARD_STATES`.
 
-A claim raises `claim_seq`, which only ever grows (but for a crash of the server, see `claim`). Renewing and finishing require the same `claim_seq`, so a worker
-whose lease ran out cannot write over its successor's work. Every function takes a connection and leaves the commit to
-its caller; nothing here knows Celery.
+A claim raises `claim_seq`, which only ever grows (but for a crash of the server, see `claim`). Renewing and finishing
+require the same `claim_seq`, so a worker whose lease ran out cannot write over its successor's work. Every function
+takes a connection and leaves the commit to its caller; nothing here knows Celery.
 
 No shard of a paused or cancelled run is claimed or rung for, while those that a worker holds may still be finished:
 what was paid for is kept.
