@@ -41,7 +41,7 @@ metadata = MetaData(
 SHARD_STATES = (
     "waiting",  # behind a barrier      -> ready (dispatcher: open_barriers)
     "ready",  # may be claimed          -> claimed (worker: claim), dead (cancel_trainings)
-    "claimed",  # a worker holds it     -> done (finish), ready, split (release, reap, fail), dead (fail, or cancelled)
+    "claimed",  # a worker holds it     -> done (finish), ready, split or dead (release, reap, fail), dead (cancelled)
     "done",  # its outputs are stored   -> ready (only the index: reopen_index)
     "dead",  # failed too often         -> ready (retry)
 )
@@ -225,7 +225,9 @@ shards = Table(
     Column("state", Text, nullable=False),
     Column("item_ids", ARRAY(Uuid), nullable=False),
     Column("item_count", Integer, nullable=False),
-    Column("claim_seq", Integer, nullable=False, server_default="0"),  # only ever grows: the fence
+    Column(
+        "claim_seq", Integer, nullable=False, server_default="0"
+    ),  # the fence, with claimed_by
     Column("failures", Integer, nullable=False, server_default="0"),  # permanent errors
     Column("losses", Integer, nullable=False, server_default="0"),  # leases that ran out
     Column("setbacks", Integer, nullable=False, server_default="0"),  # calls that failed where others did not

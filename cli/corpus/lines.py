@@ -37,8 +37,8 @@ class Rule(Enum):
     ID_TOO_LONG = f"`_id` is longer than {MAX_ID_CHARS} characters"
     TEXT_TOO_LONG = f"title and text together are longer than {MAX_TEXT_CHARS:,} characters"
     ID_WITH_TWO_TEXTS = (
-        "this `_id` already stands for another title or text; give the new passage an `_id` of its own, or name all "
-        "the passages with --replace, which takes the old one out"
+        "this `_id` already stands for another title or text; give the new passage an `_id` of its own, or, where the "
+        "corpus has the other, name all passages with --replace, which takes that out"
     )
 
     @property

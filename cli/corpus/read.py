@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from cli.corpus.lines import BrokenRuleError, LocatedPassage, Rule, Skipped, decode, numbered_lines, passage_of
 from cli.corpus.tables import HUB, read_hub, read_parquet
-from cli.corpus.text_folder import read_text_folder
+from cli.corpus.text_folder import read_text_folder, text_files
 from shared.errors import InvalidInputError
 from shared.records import Passage
 
@@ -40,7 +40,7 @@ def read_passages(path: Path | str) -> Iterator[LocatedPassage | Skipped]:
         elif tables:
             for table in tables:
                 yield from read_parquet(table)
-        elif deeper := next(path.rglob("*.parquet"), None):  # as of a dataset from the hub, whose README is no corpus
+        elif deeper := _deeper_table(path):
             raise InvalidInputError(path, None, f"there is no .parquet file in it, but in {deeper.parent}: name that")
         else:
             yield from read_text_folder(path)
@@ -53,6 +53,13 @@ def read_passages(path: Path | str) -> Iterator[LocatedPassage | Skipped]:
     else:
         rule = "not a kind of corpus: name a BEIR folder, a .jsonl or .parquet file or a folder of .txt and .md files"
         raise InvalidInputError(path, None, rule)
+
+
+def _deeper_table(folder: Path) -> Path | None:
+    """A .parquet file further down in a folder with no text but its README, which is no corpus: a hub's dataset."""
+    if any(file != folder / "README.md" for file in text_files(folder)):
+        return None
+    return next((table for table in folder.rglob("*.parquet") if "/." not in f"/{table.relative_to(folder)}"), None)
 
 
 def _read_jsonl(path: Path) -> Iterator[LocatedPassage | Skipped]:

@@ -54,9 +54,9 @@ def import_corpus(
 ) -> ImportReport:
     """Adds the passages of `path` to the corpus `name`, which is made if there is none.
 
-    With `replace` it has none but these afterwards. A corpus that gains or loses passages gains a version; one that
-    does not stays as it was to the letter. Two imports of one name wait for each other. `on_skipped` is told each line
-    that `skip_invalid` leaves out, `on_progress` the number of passages read so far.
+    With `replace` it has none but these afterwards, under these `_id`s. A corpus that gains or loses passages gains a
+    version; one that does not keeps its own. Two imports of one name wait for each other. `on_skipped` is told each
+    line that `skip_invalid` leaves out, `on_progress` the number of passages read so far.
 
     Raises InvalidInputError, with nothing imported, for a line that breaks a rule (unless `skip_invalid`), for a path
     that cannot be read or holds no passage, and for a name that cannot be a corpus's. Raises SettingError for `replace`
@@ -85,7 +85,11 @@ def import_corpus(
         key = {"corpus_id": corpus_id, "version": version + 1}
         # before `_id`s are looked at: a passage that was changed leaves its own to the new text
         removed = connection.execute(_REMOVE_OTHERS, key).rowcount if replace else 0
+        if replace:
+            connection.execute(_LAY_IDS_DOWN, key)
         _take_two_texts(connection, corpus_id, skip)
+        if replace:
+            connection.execute(_TAKE_NEW_IDS, key)
         staged = connection.execute(text("SELECT count(*) FROM staged")).scalar_one()
         if not staged:
             rules = f": {skipped.total():,} lines, and each breaks a rule" if skipped else ""
@@ -150,6 +154,23 @@ _REMOVE_OTHERS = text(
     UPDATE passages SET removed_version = :version
     WHERE corpus_id = :corpus_id AND removed_version IS NULL
       AND NOT EXISTS (SELECT FROM staged WHERE staged.passage_id = passages.passage_id)
+    """
+)
+# What stays has the `_id` that it has now, in two steps: two passages may have changed theirs with each other.
+_LAY_IDS_DOWN = text(
+    """
+    UPDATE passages SET source_id = chr(1) || passage_id
+    WHERE corpus_id = :corpus_id AND removed_version IS NULL AND NOT EXISTS (
+        SELECT FROM staged WHERE staged.passage_id = passages.passage_id AND staged.source_id = passages.source_id
+    )
+    """
+)
+_TAKE_NEW_IDS = text(
+    """
+    UPDATE passages SET source_id = named.source_id
+    FROM (SELECT DISTINCT ON (passage_id) passage_id, source_id FROM staged ORDER BY passage_id, position) AS named
+    WHERE corpus_id = :corpus_id AND named.passage_id = passages.passage_id
+      AND passages.source_id = chr(1) || passages.passage_id
     """
 )
 

@@ -22,7 +22,7 @@ _SENTENCE_END = re.compile(r"[.!?][\"')\]]*\s")
 
 def read_text_folder(root: Path) -> Iterator[LocatedPassage | Skipped]:
     found = False
-    for path in _text_files(root):
+    for path in text_files(root):
         found = True
         yield from _read_text_file(root, path)
     if not found:
@@ -31,7 +31,7 @@ def read_text_folder(root: Path) -> Iterator[LocatedPassage | Skipped]:
         )
 
 
-def _text_files(root: Path) -> Iterator[Path]:
+def text_files(root: Path) -> Iterator[Path]:
     """Every .txt and .md file below `root`, sorted folder by folder; what is hidden by a leading dot stays hidden."""
 
     def unreadable(error: OSError) -> NoReturn:

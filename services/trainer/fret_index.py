@@ -1,8 +1,9 @@
 """FRet records by number, for a mixture: a file holds their ids, together by task description, and the ledger the rest.
 
 The file is written page by page and mapped into memory: 16 bytes a record on the disk. In memory is a number for each
-task description that a hundredth of the records have; the rare ones are one group. An LLM words freely, so many of its
-descriptions stand once: drawn all alike, those few records would be nearly the whole training.
+task description that a hundredth of the records have. The rare ones are one group, or with the most frequent one where
+they are less than a hundredth together. An LLM words freely, so many of its descriptions stand once: drawn all alike,
+those few records would be nearly the whole training.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from services.trainer.mixture_config import FretSource
 
 ID_BYTES = 16
 RARE = 100  # a description with less than one in so many records is rare
+RARE_ONES = ""  # their group: no description is empty
 
 
 def write_index(records: RecordSource, folder: Path, on_rows: Callable[[int], None] = lambda _: None) -> None:
@@ -34,18 +36,19 @@ def write_index(records: RecordSource, folder: Path, on_rows: Callable[[int], No
     """
     folder.mkdir(parents=True)
     total = records.count()
-    by_task = records.count_by_task(at_least=ceil(total / RARE))
+    least = ceil(total / RARE)
+    by_task = records.count_by_task(least)
     rare = total - sum(by_task.values())
-    groups: list[str | None] = [*by_task, *([None] if rare else [])]
-    counts = [*by_task.values(), *([rare] if rare else [])]
-    (folder / "counts.json").write_bytes(orjson.dumps(counts))
+    of_the_rare = max(by_task, key=lambda task: by_task[task]) if rare < least else RARE_ONES
+    counts = by_task | {of_the_rare: by_task.get(of_the_rare, 0) + rare}
+    (folder / "counts.json").write_bytes(orjson.dumps(list(counts.values())))
     ids = numpy.memmap(folder / "ids", dtype=f"V{ID_BYTES}", mode="w+", shape=(total,))
-    ends = dict(zip(groups, [0, *accumulate(counts)], strict=False))
+    ends = dict(zip(counts, [0, *accumulate(counts.values())], strict=False))
     after: UUID | None = None
     read = 0
     while page := records.tasks(after, WINDOW):
         for after, task_description in page:
-            group = task_description if task_description in by_task else None
+            group = task_description if task_description in by_task else of_the_rare
             ids[ends[group]] = numpy.void(after.bytes)
             ends[group] += 1
         on_rows(read := read + len(page))

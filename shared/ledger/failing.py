@@ -39,7 +39,8 @@ def release(connection: Connection, held: Claim, error: Exception, delay_s: floa
         held,
         "state = CASE WHEN :ends_alone AND setbacks + 1 >= :max_setbacks THEN 'dead' ELSE :state END, "
         "rung_at = NULL, not_before = now() + make_interval(secs => :delay_s), setbacks = setbacks + :setback, "
-        "error_type = :error_type, error_message = :error_message, error_traceback = :error_traceback",
+        "error_type = :error_type, error_message = :error_message, "
+        "error_traceback = CASE WHEN :ends_alone THEN :error_traceback END",
         state="waiting" if isinstance(error, BarrierClosedError) else "ready",
         delay_s=delay_s,
         setback=int(is_setback),
@@ -94,7 +95,7 @@ def _is_about_an_item(connection: Connection, failed: Claim) -> bool:
                 SELECT count(*) FROM (
                     SELECT FROM shards AS other
                     WHERE other.run_id = shards.run_id AND other.stage = shards.stage
-                      AND other.state IN ('ready', 'claimed', 'dead') AND (other.state = 'dead' OR other.failures > 0)
+                      AND other.state IN ('ready', 'claimed', 'dead') AND other.failures > 0
                     LIMIT :most + 1
                 ) AS failing
             )
@@ -134,7 +135,7 @@ def reap(connection: Connection) -> list[UUID]:
                 SELECT shard_id FROM shards WHERE state = 'claimed' AND lease_expires_at < now()
                 FOR UPDATE SKIP LOCKED
             )
-            RETURNING shard_id, run_id, stage, label_version, item_ids, claim_seq, losses
+            RETURNING shard_id, run_id, stage, label_version, item_ids, claim_seq, claimed_by, losses
             """
         )
     ).mappings()

@@ -78,7 +78,7 @@ def to_ring(connection: Connection, stages: Collection[Stage], limit: int, again
                       AND (rung_at IS NULL OR rung_at < now() - make_interval(secs => :again_after_s))
                     ORDER BY created_at, shard_id LIMIT :limit FOR UPDATE SKIP LOCKED
                 )
-                RETURNING shard_id, run_id, stage, label_version, item_ids, claim_seq, created_at
+                RETURNING shard_id, run_id, stage, label_version, item_ids, claim_seq, claimed_by, created_at
             )
             SELECT * FROM rung ORDER BY created_at, shard_id  -- RETURNING has an order of its own
             """  # noqa: S608 - our own constant

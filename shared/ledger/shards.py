@@ -26,7 +26,10 @@ NOTHING_AGAINST = f"failures = 0, losses = 0, setbacks = 0, {NO_ERROR}"  # a sha
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A worker's right to one shard, good for as long as nobody claimed it since."""
+    """A worker's right to one shard, good for as long as nobody claimed it since.
+
+    `worker` is part of it: where a crash of the server forgets a claim, the next one has the same `claim_seq`.
+    """
 
     shard_id: UUID
     run_id: UUID | None
@@ -34,6 +37,7 @@ class Claim:
     label_version: int
     item_ids: tuple[UUID, ...]
     claim_seq: int
+    worker: str | None  # None: it is of nobody, as one that waits
 
 
 def claim_of(row: RowMapping) -> Claim:
@@ -44,6 +48,7 @@ def claim_of(row: RowMapping) -> Claim:
         row["label_version"],
         tuple(row["item_ids"]),
         row["claim_seq"],
+        row["claimed_by"],
     )
 
 
@@ -89,8 +94,9 @@ def claim(connection: Connection, shard_id: UUID, worker: str, lease_s: float) -
     else: whatever shared a process with an item that kills was lost with it each time, and only this tells them apart.
     A worker makes one claim at a time, or two of its threads could both hold nothing else.
 
-    The commit of a claim on a run's shard does not wait for the disk. A server that crashes may forget it: the shard is
-    ready again then, and of its two holders, which have the same `claim_seq`, the first to finish is the only one.
+    The commit of a claim on a run's shard does not wait for the disk. A server that crashes may forget one of the last
+    half second: then the shard is ready again, and whoever held it is refused, as after a lease that ran out. Such a
+    loss is not counted against the shard.
     """
     row = (
         connection.execute(
@@ -105,7 +111,7 @@ def claim(connection: Connection, shard_id: UUID, worker: str, lease_s: float) -
                         AND greatest(CASE WHEN other.item_count = 1 THEN other.losses END,
                                      CASE WHEN shards.item_count = 1 THEN shards.losses END) >= :max_losses
                   )
-                RETURNING shard_id, run_id, stage, label_version, item_ids, claim_seq,
+                RETURNING shard_id, run_id, stage, label_version, item_ids, claim_seq, claimed_by,
                     -- two trainings of one claim_seq would write into one folder: those wait
                     CASE WHEN stage = ANY(:run_stages) THEN set_config('synchronous_commit', 'off', true) END
                 """  # noqa: S608 - our own constant
@@ -130,12 +136,17 @@ def renew(connection: Connection, claims: Collection[Claim], lease_s: float) -> 
         text(
             """
             UPDATE shards SET lease_expires_at = now() + make_interval(secs => :lease_s)
-            FROM unnest(CAST(:ids AS uuid[]), CAST(:seqs AS int[])) AS mine (id, seq)
-            WHERE shard_id = mine.id AND claim_seq = mine.seq AND state = 'claimed'
+            FROM unnest(CAST(:ids AS uuid[]), CAST(:seqs AS int[]), CAST(:workers AS text[])) AS mine (id, seq, worker)
+            WHERE shard_id = mine.id AND claim_seq = mine.seq AND claimed_by = mine.worker AND state = 'claimed'
             RETURNING shard_id
             """
         ),
-        {"ids": [c.shard_id for c in claims], "seqs": [c.claim_seq for c in claims], "lease_s": lease_s},
+        {
+            "ids": [c.shard_id for c in claims],
+            "seqs": [c.claim_seq for c in claims],
+            "workers": [c.worker for c in claims],
+            "lease_s": lease_s,
+        },
     )
     return set(held.scalars())
 
@@ -145,9 +156,9 @@ def leave_claimed(connection: Connection, held: Claim, assignments: str, **value
     moved = connection.execute(
         text(
             f"UPDATE shards SET {assignments}, lease_expires_at = NULL "  # noqa: S608 - our own constants
-            "WHERE shard_id = :shard_id AND claim_seq = :claim_seq AND state = 'claimed'"
+            "WHERE shard_id = :shard_id AND claim_seq = :claim_seq AND claimed_by = :worker AND state = 'claimed'"
         ),
-        {"shard_id": held.shard_id, "claim_seq": held.claim_seq, **values},
+        {"shard_id": held.shard_id, "claim_seq": held.claim_seq, "worker": held.worker, **values},
     )
     if moved.rowcount != 1:
         raise LeaseLostError(f"shard {held.shard_id} ({held.stage}) was taken over; this result is thrown away")

@@ -139,6 +139,17 @@ def test_memory_is_bounded_by_the_longest_line_allowed(tmp_path: Path) -> None:
     assert peak_bytes < 5 * MAX_LINE_BYTES
 
 
+def test_a_folder_of_texts_may_hold_tables_that_are_none_of_its_business(tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "data.parquet").touch()
+    (tmp_path / "README.md").write_text("read me")
+    (tmp_path / "guide.md").write_text("a guide")
+    assert [text for _, _, text in passages(tmp_path)] == ["read me", "a guide"]
+    (tmp_path / "guide.md").unlink()
+    (tmp_path / "tests").rename(tmp_path / ".venv")
+    assert [text for _, _, text in passages(tmp_path)] == ["read me"]
+
+
 def downloaded(path: Path) -> None:
     """A dataset of the hub: its README would be a corpus of its own."""
     (path / "data").mkdir(parents=True)

@@ -128,6 +128,20 @@ def test_task_descriptions_that_stand_once_are_drawn_as_one(tmp_path: Path) -> N
     )
 
 
+def test_a_few_strays_are_no_group_of_their_own(tmp_path: Path) -> None:
+    """Two of 300 records would be one in three of what is read."""
+    records = make_records(300).page(None, 300)
+    named = ["once" if n < 1 else "and once" if n < 2 else "often" if n < 100 else "most" for n in range(300)]
+    source = Records([replace(record, task_description=task) for record, task in zip(records, named, strict=True)])
+    mixture = Mixture(sources=(FretSource(kind="fret", uniform_tasks=True),), max_steps=100)
+    data = open_data(TrainingConfig(mixture=mixture, per_device_train_batch_size=6), source, tmp_path)
+    assert data.facts(100)["sources"]["fret"]["task_groups"] == 2
+    task_of = {record.query_text: record.task_description for record in source.page(None, 300)}
+    drawn = Counter(task_of[query] for query in chain.from_iterable(queries(data)))
+    assert drawn["often"] / 600 == pytest.approx(1 / 2, abs=0.06)
+    assert drawn["once"] + drawn["and once"] < 12
+
+
 def test_a_record_is_the_same_example_as_without_a_mixture(tmp_path: Path) -> None:
     alone = TrainingConfig(per_device_train_batch_size=5, prompts="gecko")
     mixed = alone.model_copy(update={"mixture": Mixture(sources=(FretSource(kind="fret"),))})

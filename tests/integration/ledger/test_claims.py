@@ -70,7 +70,7 @@ def test_a_worker_that_lost_its_lease_cannot_write(engine: Engine, run: Run) -> 
     assert (seen["state"], seen["claimed_by"], seen["losses"], seen["failures"]) == ("done", "prompt", 1, 0)
 
 
-def test_of_two_holders_of_a_claim_that_a_crash_forgot_one_writes(engine: Engine, run: Run) -> None:
+def test_whoever_held_a_claim_that_a_crash_forgot_is_refused(engine: Engine, run: Run) -> None:
     with engine.connect() as connection:
         shard_id = shard_of(connection, run, Stage.GENERATE)
         before = connection.execute(select(shards).where(shards.c.shard_id == shard_id)).mappings().one()
@@ -79,9 +79,15 @@ def test_of_two_holders_of_a_claim_that_a_crash_forgot_one_writes(engine: Engine
         connection.execute(shards.update().where(shards.c.shard_id == shard_id).values(**before))
     second = claimed(engine, shard_id, worker="second")
     assert first.claim_seq == second.claim_seq
-    generate_queries(engine, run, first)
-    with pytest.raises(LeaseLostError), engine.begin() as connection:
-        ledger.finish(connection, second, [], second.item_ids)
+    with engine.begin() as connection:
+        assert ledger.renew(connection, [first], LEASE_S) == set()
+    for write in (
+        lambda c: ledger.finish(c, first, [], first.item_ids),
+        lambda c: ledger.release(c, first, TransientError(), 0),
+    ):
+        with pytest.raises(LeaseLostError), engine.begin() as connection:
+            write(connection)
+    generate_queries(engine, run, second)
     assert state_of(engine, shard_id)["state"] == "done"
     with engine.connect() as connection:
         assert conservation(connection, run.run_id).holds

@@ -70,6 +70,24 @@ def test_an_error_that_many_shards_have_halves_none(engine: Engine, run: Run, mo
         assert {dead.shard_id for dead in dead_shards(connection, run.run_id, limit=9)} == set(generate)
 
 
+def test_items_whose_calls_fail_take_nobodys_chance_to_be_halved(
+    engine: Engine, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.ledger.failing.MAX_FAILING", 2)
+    bad = items_of_a_shard(engine, run)
+    with engine.connect() as connection:
+        other = shard_of(connection, run, Stage.GENERATE, 1)
+    while open_ones := [shard for item in bad for shard in holding(engine, item)]:
+        held = claimed(engine, open_ones[0])
+        with engine.begin() as connection:
+            ledger.release(connection, held, SetbackError("the server answers 500 to these"), delay_s=0)
+    assert len(dead_of(engine, run)) == len(bad) == 4
+    items = set(state_of(engine, other)["item_ids"])  # type: ignore[call-overload]
+    for _ in range(3):
+        fail(engine, other, ValueError("one of them"))
+    assert items <= still_open(engine), "halved, and not dead with all of them"
+
+
 def test_a_wrong_setting_is_not_tried_three_times(engine: Engine, run: Run) -> None:
     with engine.connect() as connection:
         shard_id = shard_of(connection, run, Stage.GENERATE)
