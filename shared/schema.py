@@ -225,9 +225,7 @@ shards = Table(
     Column("state", Text, nullable=False),
     Column("item_ids", ARRAY(Uuid), nullable=False),
     Column("item_count", Integer, nullable=False),
-    Column(
-        "claim_seq", Integer, nullable=False, server_default="0"
-    ),  # the fence, with claimed_by
+    Column("claim_seq", Integer, nullable=False, server_default="0"),  # the fence, with claimed_by
     Column("failures", Integer, nullable=False, server_default="0"),  # permanent errors
     Column("losses", Integer, nullable=False, server_default="0"),  # leases that ran out
     Column("setbacks", Integer, nullable=False, server_default="0"),  # calls that failed where others did not

@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from sentence_transformers import SentenceTransformer
 
-from shared.errors import SettingError
-from shared.models import resolve_model
 from shared.records import Passage, TaskQuery
+from shared.sentence_model import load_sentence_model
 from shared.text_format import format_passage, format_query, own_prompts, plain_passage
 
 Vectors = npt.NDArray[np.float32]
@@ -26,16 +25,7 @@ _lock = threading.Lock()
 
 @lru_cache(maxsize=2)
 def _model(name: str) -> SentenceTransformer:
-    """Raises SettingError where it cannot be loaded."""
-    try:
-        return SentenceTransformer(resolve_model(name))
-    except SettingError:
-        raise
-    except Exception as error:  # whatever the libraries raise for a folder that is none, or a hub out of reach
-        raise SettingError(
-            f"the embedder {name!r} cannot be loaded ({type(error).__name__}: {error}); name a SentenceTransformer "
-            "folder, a hub name that this machine can reach, or all-MiniLM-L6-v2"
-        ) from error
+    return load_sentence_model(name)
 
 
 def embed_queries(embedder: str, queries: Sequence[TaskQuery]) -> Vectors:

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from shared.errors import SettingError
-from shared.models import resolve_model
+from shared.sentence_model import load_sentence_model, read_bare_texts
 
 # Padded tokens encoded at once: on a CPU 1024 to 4096 are equally fast, and few pad least; a GPU wants many.
 CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS = 2048, 65536
@@ -25,24 +25,8 @@ def load_model(name_or_path: str) -> SentenceTransformer:
     """The model, in float32 and in evaluation mode. Raises SettingError where it cannot be loaded.
 
     In float32 whatever its weights are stored in, or a base and what was trained from it would differ in precision too.
-    A folder without modules.json does not say to write texts into its tokenizer's chat template: they are read bare.
     """
-    try:
-        model = SentenceTransformer(resolve_model(name_or_path))
-        if model.transformers_model is not None and model.tokenizer.pad_token_id is None:
-            raise SettingError(
-                f"the tokenizer of {name_or_path!r} has no pad token, and texts of unlike length are encoded together: "
-                'name one in its tokenizer_config.json ("pad_token"; the token that ends a text will do)'
-            )
-    except SettingError:
-        raise
-    except Exception as error:  # whatever the libraries raise for a folder that is none, or a hub out of reach
-        raise SettingError(
-            f"the model {name_or_path!r} cannot be loaded ({type(error).__name__}: {error}); name a "
-            "SentenceTransformer folder, a hub name that this machine can reach, or all-MiniLM-L6-v2"
-        ) from error
-    if not model.module_kwargs:  # as of a folder without modules.json
-        _read_bare_texts(model)
+    model = load_sentence_model(name_or_path)
     model.eval()
     return model.float()
 
@@ -60,17 +44,10 @@ def ready_for_training(model: SentenceTransformer) -> SentenceTransformer:
     if not isinstance(model[-1], Normalize):
         model.append(Normalize())
     model.truncate_dim = None  # what `model.encode` cuts off is trained, and handed over with what it is cut to
-    _read_bare_texts(model)  # as `tokenize` does, whatever the folder says
+    read_bare_texts(model)  # as `tokenize` does, whatever the folder says
     if model.device.type == "cpu":
         transformer.set_attn_implementation("eager")
     return model
-
-
-def _read_bare_texts(model: SentenceTransformer) -> None:
-    """Takes away the chat template that `model.encode` would write every text into, and that a saved folder keeps."""
-    for module in model.modules():
-        if isinstance(module, Transformer):
-            module.modality_config = {name: how for name, how in module.modality_config.items() if name != "message"}
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -132,7 +132,7 @@ def test_an_embedder_that_cannot_be_loaded_ends_the_run_and_says_so(stack: Stack
     name = started.stdout.strip()
     assert "items are dead" in started.stderr
     status = fretwork(stack, "run", "status", name, exit_status=3).stdout
-    assert "the embedder '/no/such/model' cannot be loaded" in status
+    assert "the model '/no/such/model' cannot be loaded" in status
     assert "shards of" in fretwork(stack, "run", "retry", name).stdout
     early = fretwork(stack, "train", "nothing-1", "--output", "/tmp/never", exit_status=1)  # noqa: S108
     assert "nothing-1" in early.stderr

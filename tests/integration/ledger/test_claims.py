@@ -101,7 +101,7 @@ def test_a_claim_of_a_runs_shard_alone_does_not_wait_for_the_disk(engine: Engine
         generate = shard_of(connection, run, Stage.GENERATE)
 
     def waits(connection: Connection) -> bool:
-        return connection.execute(text("SHOW synchronous_commit")).scalar_one() == "on"
+        return bool(connection.execute(text("SHOW synchronous_commit")).scalar_one() == "on")
 
     with engine.connect() as connection:
         for shard_id, expected in ((training, True), (generate, False), (generate, True)):
