@@ -372,7 +372,8 @@ def test_replacing_gives_what_stays_the_ids_that_it_has_now(engine: Engine, tmp_
     assert (report.version, report.added, report.removed, report.unchanged) == (2, 1, 1, 2)
     with engine.connect() as connection:
         there = select(passages.c.source_id, passages.c.text).where(passages.c.removed_version.is_(None))
-        assert dict(connection.execute(there).tuples().all()) == {"1": "on top", "2": B[2], "3": A[2]}
+        texts = {row.source_id: row.text for row in connection.execute(there)}
+    assert texts == {"1": "on top", "2": B[2], "3": A[2]}
     assert statistics(engine, 1) == before
     twice = jsonl(tmp_path, [("x", *A[1:]), ("x", *B[1:])])
     with pytest.raises(InvalidInputError, match="jsonl:2: id-with-two-texts"):
