@@ -16,7 +16,7 @@ from shared.errors import (
     SettingError,
     TooSlowError,
 )
-from shared.ledger.shards import MAX_LOSSES, Claim, add_shards, claim_of, leave_claimed
+from shared.ledger.shards import HELD, MAX_LOSSES, Claim, add_shards, claim_of, held_by, leave_claimed
 from shared.stages import RUN_STAGES
 
 MAX_FAILURES = 3
@@ -161,11 +161,8 @@ def reap(connection: Connection) -> list[UUID]:
 def forget_losses(connection: Connection, held: Claim) -> None:
     """What was lost before counts no longer: the shard has come further than ever, so it kills no worker."""
     connection.execute(
-        text(
-            "UPDATE shards SET losses = 0 "
-            "WHERE shard_id = :shard_id AND claim_seq = :claim_seq AND state = 'claimed' AND losses > 0"
-        ),
-        {"shard_id": held.shard_id, "claim_seq": held.claim_seq},
+        text(f"UPDATE shards SET losses = 0 WHERE {HELD} AND losses > 0"),  # noqa: S608 - our own constant
+        held_by(held),
     )
 
 

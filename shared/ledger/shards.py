@@ -22,6 +22,7 @@ NOT_PAUSED = (
 
 NO_ERROR = "error_type = NULL, error_message = NULL, error_traceback = NULL"
 NOTHING_AGAINST = f"failures = 0, losses = 0, setbacks = 0, {NO_ERROR}"  # a shard, which starts anew
+HELD = "shard_id = :shard_id AND claim_seq = :claim_seq AND claimed_by = :worker AND state = 'claimed'"  # the fence
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,11 @@ class Claim:
     item_ids: tuple[UUID, ...]
     claim_seq: int
     worker: str | None  # None: it is of nobody, as one that waits
+
+
+def held_by(claim: Claim) -> dict[str, object]:
+    """The parameters of HELD."""
+    return {"shard_id": claim.shard_id, "claim_seq": claim.claim_seq, "worker": claim.worker}
 
 
 def claim_of(row: RowMapping) -> Claim:
@@ -155,10 +161,9 @@ def leave_claimed(connection: Connection, held: Claim, assignments: str, **value
     """The fence: one UPDATE that succeeds only for the shard's present holder."""
     moved = connection.execute(
         text(
-            f"UPDATE shards SET {assignments}, lease_expires_at = NULL "  # noqa: S608 - our own constants
-            "WHERE shard_id = :shard_id AND claim_seq = :claim_seq AND claimed_by = :worker AND state = 'claimed'"
+            f"UPDATE shards SET {assignments}, lease_expires_at = NULL WHERE {HELD}"  # noqa: S608 - our own constants
         ),
-        {"shard_id": held.shard_id, "claim_seq": held.claim_seq, "worker": held.worker, **values},
+        {**held_by(held), **values},
     )
     if moved.rowcount != 1:
         raise LeaseLostError(f"shard {held.shard_id} ({held.stage}) was taken over; this result is thrown away")
