@@ -83,9 +83,9 @@ def import_corpus(
         version = lock_corpus(connection, corpus_id, name)
         _stage(connection, read_passages(path), skip, on_progress)
         key = {"corpus_id": corpus_id, "version": version + 1}
-        # before `_id`s are looked at: a passage that was changed leaves its own to the new text
-        removed = connection.execute(_REMOVE_OTHERS, key).rowcount if replace else 0
-        if replace:
+        removed = 0
+        if replace:  # before `_id`s are looked at: a passage that was changed leaves its own to the new text
+            removed = connection.execute(_REMOVE_OTHERS, key).rowcount
             connection.execute(_LAY_IDS_DOWN, key)
         _take_two_texts(connection, corpus_id, skip)
         if replace:

@@ -12,18 +12,17 @@ from pathlib import Path
 import orjson
 
 from cli.export.rows import ExportRow
-from cli.export.sentence_transformers import masked_passages
 from shared.text_format import query_prompt
 
 COLUMNS = ["query", "pos", "neg", "pos_scores", "neg_scores", "prompt"]
 
 
 def write_bge(batches: Iterable[list[ExportRow]], path: Path) -> None:
-    """One object per line."""
+    """One object per line; the rows are those of `with_masked`."""
     with path.open("wb") as file:
         for rows in batches:
             for row in rows:
-                positive, *negatives = masked_passages(row)
+                positive, *negatives = row["masked"]
                 values = (
                     row["query_text"],
                     [positive],

@@ -20,7 +20,7 @@ from cli.export import beir, bge
 from cli.export.card import render_card
 from cli.export.parquet_jsonl import SCHEMA, write_jsonl, write_parquet
 from cli.export.rows import ExportRow, read_rows
-from cli.export.sentence_transformers import masked_passages, triplet_columns, write_triplets
+from cli.export.sentence_transformers import triplet_columns, with_masked, write_triplets
 from shared.durably import rename_durably
 from shared.errors import InvalidInputError, NotFoundError
 from shared.labels import find_policy
@@ -136,12 +136,12 @@ def _write_data(
     def reason(row: ExportRow) -> str | None:
         if export_format == ExportFormat.SENTENCE_TRANSFORMERS and len(row["negative_ids"]) < num_negatives:
             return "too_few_negatives"
-        if export_format.masked_spans == "applied" and not all(masked_passages(row)):
-            return "empty_when_masked"
-        return None
+        return "empty_when_masked" if not all(row.get("masked", ())) else None
 
     counts, left_out, columns = Counter[str](), Counter[str](), SCHEMA.names
     rows = read_rows(connection, run.run_id, run.corpus_id, label_version)
+    if export_format.masked_spans == "applied":
+        rows = with_masked(rows)
     batches = _counted(_without(rows, reason, left_out), counts)
     match export_format:
         case ExportFormat.PARQUET:

@@ -9,7 +9,7 @@ negative would be a text to learn from, and a repeated one would weigh twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,17 +26,22 @@ def triplet_columns(num_negatives: int) -> list[str]:
     return ["anchor", "positive", *(f"negative_{number}" for number in range(1, num_negatives + 1))]
 
 
+def with_masked(batches: Iterable[list[ExportRow]]) -> Iterator[list[ExportRow]]:
+    """The same rows, each with `masked`: its positive, then its negatives, each without copies of the query."""
+    for rows in batches:
+        yield [row | {"masked": _masked_passages(row)} for row in rows]
+
+
 def write_triplets(batches: Iterable[list[ExportRow]], path: Path, num_negatives: int) -> None:
-    """Writes the parquet file, in row groups of bounded size."""
+    """Writes the parquet file, in row groups of bounded size; the rows are those of `with_masked`."""
     columns = triplet_columns(num_negatives)
     triplets = (
-        [dict(zip(columns, (row["query_text"], *masked_passages(row)), strict=True)) for row in rows]
-        for rows in batches
+        [dict(zip(columns, (row["query_text"], *row["masked"]), strict=True)) for row in rows] for rows in batches
     )
     write_row_groups(triplets, path, pa.schema([(name, pa.string()) for name in columns]))
 
 
-def masked_passages(row: ExportRow) -> list[str]:
+def _masked_passages(row: ExportRow) -> list[str]:
     """The record's positive, then its negatives, each without copies of the query."""
     query = row["query_text"]
     negatives = zip(row["negative_titles"], row["negative_texts"], row["negative_spans"], strict=True)

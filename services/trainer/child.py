@@ -79,19 +79,13 @@ def _train(spec: dict[str, Any], emit: Emit, peers: Peers) -> dict[str, Any]:
     source = LedgerRecords(
         make_engine(spec["database_url"]), UUID(spec["run_id"]), spec["label_version"], spec["reviews_until"]
     )
-    last = -PROGRESS_EVERY_S
+    say = _now_and_then(emit)
 
     def on_progress(progress: Progress) -> None:
-        nonlocal last
-        if progress.step == progress.total_steps or time.monotonic() - last >= PROGRESS_EVERY_S:
-            emit({"type": "progress", **asdict(progress)})
-            last = time.monotonic()
+        say(asdict(progress), progress.step == progress.total_steps)
 
     def on_rows(name: str, rows: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= PROGRESS_EVERY_S:
-            emit({"type": "progress", "source": name, "rows": rows})
-            last = time.monotonic()
+        say({"source": name, "rows": rows})
 
     config = TrainingConfig(**spec["config"])
     try:
@@ -111,15 +105,25 @@ def _train(spec: dict[str, Any], emit: Emit, peers: Peers) -> dict[str, Any]:
 
 def run_evaluation(spec: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Evaluates as the spec says; progress is {"done", "total"} in texts encoded."""
-    last = -PROGRESS_EVERY_S
+    say = _now_and_then(emit)
 
     def on_progress(done: int, total: int) -> None:
-        nonlocal last
-        if done == total or time.monotonic() - last >= PROGRESS_EVERY_S:
-            emit({"type": "progress", "done": done, "total": total})
-            last = time.monotonic()
+        say({"done": done, "total": total}, done == total)
 
     return evaluate(EvaluationConfig(**spec["config"]), on_progress=on_progress)
+
+
+def _now_and_then(emit: Emit) -> Callable[..., None]:
+    """Progress to emit, and whether it is the last of it; of all the rest one every PROGRESS_EVERY_S."""
+    last = -PROGRESS_EVERY_S
+
+    def say(progress: dict[str, Any], is_last: bool = False) -> None:
+        nonlocal last
+        if is_last or time.monotonic() - last >= PROGRESS_EVERY_S:
+            emit({"type": "progress", **progress})
+            last = time.monotonic()
+
+    return say
 
 
 def _where(error: Exception) -> dict[str, Any]:

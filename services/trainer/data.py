@@ -138,8 +138,7 @@ def _prepared(mixture: Mixture, records: RecordSource, folders: Sequence[Path], 
     for source in mixture.sources:
         told = partial(on_rows, source.name)
         if isinstance(source, FretSource):
-            _counted(records)
-            write_index(records, unfinished / source.name, told)
+            write_index(records, _counted(records), unfinished / source.name, told)
         else:
             prepare(source, unfinished / source.name, told)
     rename_durably(unfinished, target)

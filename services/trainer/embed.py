@@ -48,21 +48,22 @@ def embed(
     while done < len(order):
         # the first is the longest, and the others are padded to it
         chunk = order[done : done + max(budget // max(lengths[order[done]], 1), 1)]
+        batch = None
         try:
             batch = encode(
                 [texts[index] for index in chunk], prompt=prompt, batch_size=len(chunk), convert_to_tensor=True
             )
-            parts.append(batch.float().cpu())
-            done += len(chunk)
         except torch.OutOfMemoryError:
             if budget <= CPU_CHUNK_TOKENS:
                 raise
+        if batch is None:  # outside of the handler, whose traceback holds what did not fit
+            torch.cuda.empty_cache()
             budget //= 2
             log.warning("the GPU's memory ran out: fewer tokens are encoded at once from now on", tokens=budget)
         else:
+            parts.append(batch.float().cpu())
+            done += len(chunk)
             on_progress(done)
-            continue
-        torch.cuda.empty_cache()  # outside of the handler, whose traceback holds what did not fit
     return torch.cat(parts)[torch.argsort(torch.tensor(order))]
 
 

@@ -29,13 +29,12 @@ RARE = 100  # a description with less than one in so many records is rare
 RARE_ONES = ""  # their group: no description is empty
 
 
-def write_index(records: RecordSource, folder: Path, on_rows: Callable[[int], None] = lambda _: None) -> None:
-    """Writes the records' ids into `folder`, those of a task description together, in the order of ids.
+def write_index(records: RecordSource, total: int, folder: Path, on_rows: Callable[[int], None]) -> None:
+    """Writes the ids of the `total` records into `folder`, those of a task description together, in the order of ids.
 
     Says how many it has read.
     """
     folder.mkdir(parents=True)
-    total = records.count()
     least = ceil(total / RARE)
     by_task = records.count_by_task(least)
     rare = total - sum(by_task.values())
