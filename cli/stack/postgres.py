@@ -39,6 +39,8 @@ SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "max_connections": "200",  # each of six processes may open 16
+    # the default is 128 MB, and a million passages make a ledger of 3.4 GB; what is not used is not taken
+    "shared_buffers": "512MB",
     # a server of its own, without replicas: the short log
     "wal_level": "minimal",
     "max_wal_senders": "0",
