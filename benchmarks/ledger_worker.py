@@ -81,7 +81,7 @@ def _some_passages(run_id: UUID) -> Sequence[UUID]:
 def _generate(claim: Claim) -> Output:
     run = _run(claim)
     with engine().connect() as connection:
-        passages = store.load_passages(connection, run, claim.item_ids)
+        passages = store.load_passages(connection, run.corpus_id, claim.item_ids)
     rows = [
         {
             "run_id": run.run_id,

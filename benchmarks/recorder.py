@@ -50,7 +50,7 @@ def bodies_of(stack: Stack, corpus: str, config: RunConfig) -> list[dict[str, An
     config = settle(config)
     with stack.engine.connect() as connection:
         run = draft_run(connection, corpus, config)
-        found = store.load_passages(connection, run, sample_passages(connection, run, run.sampled_count))
+        found = store.load_passages(connection, run.corpus_id, sample_passages(connection, run, run.sampled_count))
     llm = open_llm(settings().llm)
     recorder = Recorder(llm, llm.model, llm.context_tokens)
     on_loop(

@@ -35,7 +35,9 @@ class Context:
                 engine.dispose()
 
     def say_if_nobody_works(self) -> None:
-        if running_stack(self.home) is None and settings().database_url is None:
+        """A stack may be servers alone; the database that FRETWORK_DATABASE_URL names may have workers elsewhere."""
+        running = running_stack(self.home)
+        if (running is None or not running.has_workers) and settings().database_url is None:
             say("nothing works on it yet: start the workers with `fretwork up`")
 
 

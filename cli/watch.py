@@ -18,7 +18,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from cli.context import progress_console, say
 from shared.errors import FretworkError, RunPausedError
-from shared.ledger import shard_id
+from shared.ledger import HOPELESS, shard_id
 from shared.progress import StageProgress, stage_progress
 from shared.stages import Stage
 
@@ -180,7 +180,7 @@ def watch_shard(engine: Engine, table: str, item_id: UUID, what: str) -> dict[st
 
     seen = _until_done(look, as_table, line)
     if seen["state"] == "dead":
-        may_go_on = stage == Stage.TRAIN and seen["error_type"] not in ("InvalidInputError", "SettingError")
+        may_go_on = stage == Stage.TRAIN and seen["error_type"] not in {error.__name__ for error in HOPELESS}
         again = f"; `fretwork run retry RUN --shard {parameters['shard_id']}` goes on from its last checkpoint"
         raise FretworkError(f"{what} failed: {seen['error_message']}" + (again if may_go_on else ""))
     result: dict[str, Any] = seen["result"]

@@ -1,4 +1,5 @@
 """The contract between the services: what two of them must do identically, and nothing else.
 
-No torch here, and no service is imported from here; `make lint` checks both.
+No service is imported from here, and torch by two modules alone, which are loaded where a model runs
+(`sentence_model.py`, `llm/local.py`); `make lint` checks both.
 """

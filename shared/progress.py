@@ -254,7 +254,7 @@ _EVERYTHING = {
 
 
 def describe(connection: Connection, run: Run) -> dict[str, Any]:
-    """Everything about a run as plain values: what --json, the status API and the demo's report show."""
+    """Everything about a run as plain values: what --json and the status API show."""
     seen = read_together(connection, _EVERYTHING, _of_run(run.run_id))
     counts = [Count(**row) for row in seen["counts"]]
     sums = _conservation(run.sampled_count, counts, label_version=1)

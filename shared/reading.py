@@ -151,7 +151,7 @@ def list_records(
         .all()
     )
     wanted = {id_ for row in rows for id_ in (row["seed_passage_id"], row["positive_id"], *row["negative_ids"])}
-    passages = load_passages(connection, run, wanted) if wanted else {}
+    passages = load_passages(connection, run.corpus_id, wanted) if wanted else {}
     return [_record_of(row, passages) for row in rows]
 
 
@@ -202,7 +202,7 @@ def list_trainings(connection: Connection, run_id: UUID, limit: int) -> list[Tra
     return [_training_of(connection, row) for row in rows.all()]
 
 
-def find_training(connection: Connection, training_run_id: UUID) -> Training:
+def read_training(connection: Connection, training_run_id: UUID) -> Training:
     """Raises NotFoundError."""
     row = (
         connection.execute(text(_TRAININGS + " WHERE training_run_id = :id"), {"id": training_run_id})

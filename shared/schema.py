@@ -41,9 +41,10 @@ metadata = MetaData(
 SHARD_STATES = (
     "waiting",  # behind a barrier      -> ready (dispatcher: open_barriers)
     "ready",  # may be claimed          -> claimed (worker: claim), dead (cancel_trainings)
-    "claimed",  # a worker holds it     -> done (finish), ready, split or dead (release, reap, fail), dead (cancelled)
+    "claimed",  # a worker holds it     -> done (finish), ready, split or dead (release, reap, fail), dead (cancelled),
+    #                                      waiting (release, where its barrier closed again)
     "done",  # its outputs are stored   -> ready (only the index: reopen_index)
-    "dead",  # failed too often         -> ready (retry)
+    "dead",  # failed too often         -> ready, or waiting where its barrier is closed (retry)
 )
 
 
@@ -135,7 +136,7 @@ endpoints = Table(  # what all processes know together of an LLM server: its cir
     "endpoints",
     metadata,
     Column("base_url", Text, primary_key=True),
-    Column("failures", Integer, nullable=False, server_default="0"),  # in a row
+    Column("failures", Integer, nullable=False, server_default="0"),  # openings in a row
     Column("open_until", DateTime(timezone=True)),  # no call before this; null: the breaker is closed
     Column("error", Text, nullable=False, server_default=""),  # what opened it
     # theoretical arrival times (the generic cell rate algorithm): how far the caps are reserved

@@ -37,9 +37,7 @@ class LLMSettings(BaseModel):
     @field_validator("base_url")
     @classmethod
     def _are_urls(cls, value: str | None) -> str | None:
-        if not value:  # empty: how Compose says that there is none
-            return None
-        for url in value.split(","):
+        for url in value.split(",") if value else ():
             if not url.strip().startswith(("http://", "https://")):
                 raise ValueError(f"{url.strip()!r} is no URL: it has to start with http:// or https://")
         return value
@@ -56,7 +54,11 @@ class LLMSettings(BaseModel):
 class Settings(BaseSettings):
     # the inputs are hidden because a key may stand under a name that is misspelt
     model_config = SettingsConfigDict(
-        env_prefix="FRETWORK_", env_nested_delimiter="__", frozen=True, hide_input_in_errors=True
+        env_prefix="FRETWORK_",
+        env_nested_delimiter="__",
+        env_ignore_empty=True,  # how Compose and a line of .env say that there is none
+        frozen=True,
+        hide_input_in_errors=True,
     )
 
     home: Path = Field(Path(".fretwork"), description="where one machine keeps its state, models and vectors")

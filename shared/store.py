@@ -26,10 +26,11 @@ class StoredQuery:
     rc_scores: tuple[float, ...]
 
 
-def load_passages(connection: Connection, run: Run, passage_ids: Collection[UUID]) -> dict[UUID, Passage]:
+def load_passages(connection: Connection, corpus_id: UUID, passage_ids: Collection[UUID]) -> dict[UUID, Passage]:
+    """The passages by id; an unknown id has none."""
     rows = connection.execute(
         select(passages.c.passage_id, passages.c.title, passages.c.text, passages.c.source_id).where(
-            passages.c.corpus_id == run.corpus_id, one_of(passages.c.passage_id, passage_ids)
+            passages.c.corpus_id == corpus_id, one_of(passages.c.passage_id, passage_ids)
         )
     )
     return {row.passage_id: Passage(*row) for row in rows}

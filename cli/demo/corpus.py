@@ -49,8 +49,6 @@ class DemoCorpus:
     dev_queries: int
     by_library: dict[str, int]
     dropped: dict[str, int]
-    files: int
-    unreadable_files: int
     sha256: str
 
 
@@ -84,8 +82,6 @@ def build(
         dev_queries=len(dev),
         by_library=dict(Counter(o.library for o in chosen).most_common()),
         dropped=dict(dropped),
-        files=harvested.files,
-        unreadable_files=harvested.unreadable,
         sha256=hashlib.sha256("\n".join(sorted(corpus_lines)).encode()).hexdigest(),
     )
 

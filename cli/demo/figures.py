@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from services.relabeler.fuse import fuse
-from shared.reading import find_training
+from shared.reading import read_training
 from shared.runs import Run
 
 ROWS_AT_ONCE = 500
@@ -36,7 +36,7 @@ class Figures:
 def read_figures(connection: Connection, run: Run, label_version: int, training_run_id: UUID) -> Figures:
     """Of the run's judged queries, the records of one label version, and the training on them."""
     ql, rc = _scores(connection, run, label_version)
-    return Figures(find_training(connection, training_run_id).curve, _seed_ranks(connection, run), ql, rc)
+    return Figures(read_training(connection, training_run_id).curve, _seed_ranks(connection, run), ql, rc)
 
 
 def _seed_ranks(connection: Connection, run: Run) -> list[int]:

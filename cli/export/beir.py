@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, func, select
+from sqlalchemy import ColumnElement, Connection, func, select
 
 from cli.export.rows import ExportRow
 from shared.errors import InvalidInputError
@@ -27,9 +27,10 @@ BATCH_PASSAGES = 1_000
 def write_beir(connection: Connection, run: Run, batches: Iterable[list[ExportRow]], folder: Path) -> None:
     """Writes corpus.jsonl, queries.jsonl and qrels/train.tsv; a passage has the `_id` that it came with.
 
-    Raises InvalidInputError for an `_id` that a line of qrels cannot hold.
+    Raises InvalidInputError for an `_id` that a line of qrels cannot hold, or that two of the run's passages have.
     """
     (folder / "qrels").mkdir()
+    _refuse_doubles(connection, run)
     with (folder / "corpus.jsonl").open("wb") as file:
         for row in _corpus(connection, run):
             file.write(_line({"_id": row.source_id, "title": row.title, "text": row.text}))
@@ -43,13 +44,30 @@ def write_beir(connection: Connection, run: Run, batches: Iterable[list[ExportRo
 
 
 def _corpus(connection: Connection, run: Run) -> Iterable[Any]:
-    indexed = select(func.unnest(shards.c.item_ids)).where(shards.c.run_id == run.run_id, shards.c.stage == Stage.INDEX)
     statement = (
         select(passages.c.source_id, passages.c.title, passages.c.text)
-        .where(passages.c.corpus_id == run.corpus_id, passages.c.passage_id.in_(indexed))
+        .where(*_of_run(run))
         .order_by(passages.c.passage_id)
     )
     return connection.execute(statement, execution_options={"yield_per": BATCH_PASSAGES})
+
+
+def _of_run(run: Run) -> tuple[ColumnElement[bool], ...]:
+    indexed = select(func.unnest(shards.c.item_ids)).where(shards.c.run_id == run.run_id, shards.c.stage == Stage.INDEX)
+    return passages.c.corpus_id == run.corpus_id, passages.c.passage_id.in_(indexed)
+
+
+def _refuse_doubles(connection: Connection, run: Run) -> None:
+    """A passage that was removed after the run keeps its `_id`, which another of the run's may have since."""
+    doubled = select(passages.c.source_id).where(*_of_run(run)).group_by(passages.c.source_id)
+    found = connection.execute(doubled.having(func.count() > 1).order_by(passages.c.source_id).limit(1)).scalar()
+    if found is not None:
+        raise InvalidInputError(
+            found,
+            None,
+            f"two passages of run {run.name} have this `_id` since its corpus was added anew, and a BEIR folder holds "
+            "each once: start a run on the corpus as it is now, or export another format",
+        )
 
 
 def _line(value: dict[str, object]) -> bytes:

@@ -19,8 +19,8 @@ from sqlalchemy import Connection, Engine, func, select
 from cli.export import beir, bge
 from cli.export.card import render_card
 from cli.export.parquet_jsonl import SCHEMA, write_jsonl, write_parquet
-from cli.export.rows import ExportRow, read_rows
-from cli.export.sentence_transformers import triplet_columns, with_masked, write_triplets
+from cli.export.rows import ExportRow, read_rows, with_masked
+from cli.export.sentence_transformers import triplet_columns, write_triplets
 from shared.durably import rename_durably
 from shared.errors import InvalidInputError, NotFoundError
 from shared.labels import find_policy

@@ -6,17 +6,18 @@ than one is in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Text, bindparam, cast, select
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from shared.database import one_of
-from shared.masking import copied_span
+from shared.masking import copied_span, mask, mask_title
+from shared.records import Passage
 from shared.reviews import reviewed_records
-from shared.schema import passages, queries
+from shared.schema import queries
+from shared.store import load_passages
 
 BATCH_RECORDS = 500
 
@@ -42,19 +43,12 @@ def read_rows(
     after = UUID(int=0)
     while records := connection.execute(page, {"after": after}).all():
         after = records[-1].query_id
-        texts = _load_passages(connection, corpus_id, records)
+        wanted = {id_ for each in records for id_ in (each.seed_passage_id, each.positive_id, *each.negative_ids)}
+        texts = load_passages(connection, corpus_id, wanted)
         yield [_row(record, texts) for record in records]
 
 
-def _load_passages(connection: Connection, corpus_id: UUID, records: Sequence[Any]) -> dict[UUID, Any]:
-    wanted = {id_ for record in records for id_ in (record.seed_passage_id, record.positive_id, *record.negative_ids)}
-    statement = select(passages.c.passage_id, passages.c.source_id, passages.c.title, passages.c.text).where(
-        passages.c.corpus_id == corpus_id, one_of(passages.c.passage_id, wanted)
-    )
-    return {row.passage_id: row for row in connection.execute(statement).all()}
-
-
-def _row(record: Any, texts: dict[UUID, Any]) -> ExportRow:
+def _row(record: Any, texts: dict[UUID, Passage]) -> ExportRow:
     place = {id_: index for index, id_ in enumerate(record.candidate_ids)}
     positive, positive_at = texts[record.positive_id], place[str(record.positive_id)]
     negatives = [texts[id_] for id_ in record.negative_ids]
@@ -105,3 +99,24 @@ def _title_span(record: Any, passage: Any) -> list[int] | None:
     """No column of the ledger: the two texts say it (shared/masking.py)."""
     span = copied_span(record.query_text, passage.title)
     return list(span) if span else None
+
+
+def with_masked(batches: Iterable[list[ExportRow]]) -> Iterator[list[ExportRow]]:
+    """The same rows, each with `masked`: its positive, then its negatives, each without copies of the query."""
+    for rows in batches:
+        yield [row | {"masked": _masked_passages(row)} for row in rows]
+
+
+def _masked_passages(row: ExportRow) -> list[str]:
+    """The record's positive, then its negatives, each without copies of the query."""
+    query = row["query_text"]
+    negatives = zip(row["negative_titles"], row["negative_texts"], row["negative_spans"], strict=True)
+    return [
+        masked(query, row["positive_title"], row["positive_text"], row["positive_span"]),
+        *(masked(query, *negative) for negative in negatives),
+    ]
+
+
+def masked(query: str, title: str, text: str, span: list[int] | None) -> str:
+    """A passage as one text, without the span, and without a title that is the query."""
+    return f"{mask_title(query, title)} {mask(text, (span[0], span[1]) if span else None)}".strip()

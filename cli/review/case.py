@@ -80,7 +80,7 @@ def load_cases(connection: Connection, run: Run, policy: LabelPolicy, found: Seq
     """The cases in the order of `found`."""
     stored = load_queries(connection, run, [doubtful.query_id for doubtful in found])
     wanted = {passage_id for query in stored for passage_id in query.candidate_ids}
-    passages = load_passages(connection, run, wanted) if wanted else {}
+    passages = load_passages(connection, run.corpus_id, wanted) if wanted else {}
     return [
         Case(
             doubtful,

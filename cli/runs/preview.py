@@ -38,7 +38,7 @@ def preview(engine: Engine, corpus: str, config: RunConfig, count: int) -> None:
     with engine.connect() as connection:
         run = draft_run(connection, corpus, config)
         ids = sample_passages(connection, run, count)
-        found = store.load_passages(connection, run, ids)
+        found = store.load_passages(connection, run.corpus_id, ids)
     passages = [found[passage_id] for passage_id in ids]
     if config.teacher == "llm" and passages:
         _preview_llm(run, passages)

@@ -15,6 +15,7 @@ from shared.llm import LLM
 from shared.llm.loop import on_loop
 from shared.llm.open import nothing, open_llm, open_run_llm
 from shared.llm.probe import Endpoint, probe
+from shared.llm.prompt import SEAM_TOKENS
 from shared.llm.together import together
 from shared.models import as_given
 from shared.records import LLMConfig, RunConfig
@@ -22,7 +23,6 @@ from shared.settings import LLMSettings, settings
 
 MIN_PASSAGE_TOKENS = 96  # some 70 words: less of a passage is hardly worth a query
 MIN_COMPLETION_TOKENS = 48  # a task description and a query, both short
-SEAM_TOKENS = 8  # texts may have a few tokens more when joined than apart
 
 
 def settle(config: RunConfig, earlier: str | None = None) -> RunConfig:

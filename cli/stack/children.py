@@ -78,8 +78,9 @@ def _python(
         "FRETWORK_BROKER_URL": addresses.broker_url or "",
         "PYTHONSAFEPATH": "1",
     }
-    if "FRETWORK_LLM__MODEL" in os.environ and "FRETWORK_LLM__BASE_URL" not in os.environ:
-        forced["FRETWORK_LLM__MODEL"] = as_given(os.environ["FRETWORK_LLM__MODEL"])  # it may be a folder
+    model = os.environ.get("FRETWORK_LLM__MODEL")
+    if model and not os.environ.get("FRETWORK_LLM__BASE_URL"):
+        forced["FRETWORK_LLM__MODEL"] = as_given(model)  # it may be a folder
     if os.environ.get("FRETWORK_LOG_LEVEL", "").upper() != "DEBUG":
         forced["FRETWORK_LOG_LEVEL"] = "INFO"  # that a worker is ready is read from its log
     return ChildSpec(name, (sys.executable, *arguments), {**env, **os.environ, **forced}, home, ready=ready)

@@ -39,6 +39,7 @@ from cli.stack.state import (
 from shared import migrate
 from shared.settings import Settings
 
+LOCALHOST = "127.0.0.1"
 POLL_S = 0.2
 READY_TIMEOUT_S = 180.0  # a cold import of torch on a slow disk, or PostgreSQL's recovery after a crash
 STEADY_AFTER_S = 60.0
@@ -170,15 +171,20 @@ class Supervisor:
 def listen(settings: Settings) -> socket.socket:
     """The status API's socket, of this machine alone; on any free port where another stack has the usual one.
 
-    Raises StackError where the port was named and is taken.
+    Raises StackError where the port was named and is taken, or another address was named.
     """
+    if settings.status_host != LOCALHOST:
+        raise StackError(
+            f"FRETWORK_STATUS_HOST={settings.status_host}: `fretwork up` serves this machine alone, on {LOCALHOST}; to "
+            "be reached from elsewhere put a proxy with TLS before it (docs/status-api.md), or use Compose"
+        )
     named = "status_port" in settings.model_fields_set
     try:
-        return socket.create_server(("127.0.0.1", settings.status_port))
+        return socket.create_server((LOCALHOST, settings.status_port))
     except OSError as error:
         if named:
             raise StackError(f"FRETWORK_STATUS_PORT={settings.status_port}: {error.strerror}; name another") from error
-        return socket.create_server(("127.0.0.1", 0))
+        return socket.create_server((LOCALHOST, 0))
 
 
 def run_stack(home: Path, *, workers: Mapping[str, int] = children.WORKERS) -> None:
@@ -212,7 +218,7 @@ def run_stack(home: Path, *, workers: Mapping[str, int] = children.WORKERS) -> N
                 supervisor.start(broker.spec)
                 broker_url = broker.url
             listener = listen(settings)
-            status_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            status_url = f"http://{LOCALHOST}:{listener.getsockname()[1]}"
             addresses = Addresses(database_url=database_url, broker_url=broker_url, status_url=status_url)
             supervisor.start(children.dispatcher(home, addresses), children.status(home, addresses, listener.fileno()))
             supervisor.start(*(children.worker(home, addresses, *queue) for queue in workers.items()))

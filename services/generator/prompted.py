@@ -17,14 +17,11 @@ from services.generator.parse import Malformed, Pair, parse
 from services.generator.prompt import STOP, Prompt
 from shared.errors import SettingError
 from shared.llm import LLM, Completion, Cut, PromptRefusedError, Sampling
-from shared.llm.prompt import passage_block
+from shared.llm.prompt import SEAM_TOKENS, passage_block
 from shared.llm.together import together
 from shared.records import Dropped, LLMConfig, Passage, TaskQuery, query_id
 
 PROMPT_REFUSED = "prompt_refused"  # reason code: the endpoint does not take this prompt
-
-# Texts may have a few tokens more when joined than apart: a seam can undo a merge.
-SEAM_TOKENS = 8
 
 # How long a prompt is without its passage: a fact of the model (by name) and the prompt (by hash), so it never ages.
 _fixed_tokens: dict[tuple[str, str], int] = {}

@@ -36,7 +36,7 @@ def _generate(claim: Claim) -> Output:
     assert claim.run_id is not None  # noqa: S101 - a generate shard always belongs to a run
     with engine().connect() as connection:
         run = find_run(connection, claim.run_id)
-        found = store.load_passages(connection, run, claim.item_ids)
+        found = store.load_passages(connection, run.corpus_id, claim.item_ids)
     passages = [found[passage_id] for passage_id in claim.item_ids]
     taken_over = _taken_over(run, passages)
     written = [*taken_over.values(), *_written(run, [p for p in passages if p.passage_id not in taken_over])]

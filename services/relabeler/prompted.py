@@ -18,7 +18,7 @@ from typing import Any
 from services.relabeler.judged import Judged
 from services.relabeler.prompt import Prompt, Prompts
 from shared.llm import LLM, PromptRefusedError, UnusableScoresError
-from shared.llm.prompt import passage_block
+from shared.llm.prompt import SEAM_TOKENS, passage_block
 from shared.llm.together import together
 from shared.records import Dropped, Judgement, LLMConfig, Passage, TaskQuery
 
@@ -28,7 +28,6 @@ PROMPT_REFUSED = "prompt_refused"  # the endpoint does not take one of the query
 UNUSABLE_SCORES = "unusable_scores"  # the endpoint gives log-probabilities that are missing or not finite
 
 SCORED_TOKENS = 1  # what a server generates beside the prompt that it scores
-SEAM_TOKENS = 8  # texts may have a few tokens more when joined than apart: a seam can undo a merge
 MIN_PASSAGE_TOKENS = 16  # less of a passage says nothing of it
 MAX_LIST_TOKENS = 32_000  # of all prompts of one request; its answer, a log-probability for each, is some 3 MB then
 BYTES_PER_TOKEN = 3  # roughly: 4 in English

@@ -45,7 +45,7 @@ def _relabel(claim: Claim) -> Output:
         policy = find_policy(connection, run, claim.label_version)
         stored = store.load_queries(connection, run, claim.item_ids)
         candidate_ids = {passage_id for item in stored for passage_id in item.candidate_ids}
-        passages = store.load_passages(connection, run, candidate_ids)
+        passages = store.load_passages(connection, run.corpus_id, candidate_ids)
         unjudged = [item for item in stored if not item.ql_scores]
     texts = {passage_id: passage.text for passage_id, passage in passages.items()}
     outcomes = _judge(run, unjudged, passages)

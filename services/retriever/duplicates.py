@@ -2,6 +2,7 @@
 
 So the answer depends on the set of queries alone, not on the order or the shards in which they are looked at. The one
 exception are queries that come when others have their records, as of a dead shard that was put back: those keep them.
+One that comes while a near duplicate is still being judged does not see it, and both get records.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def _index(claim: Claim) -> Output:
             missing = [passage_id for passage_id in missing if passage_id not in kept]
     if missing:
         with engine().connect() as connection:
-            passages = store.load_passages(connection, run, missing)
+            passages = store.load_passages(connection, run.corpus_id, missing)
         vectors = embed.embed_passages(run.config.embedder, [passages[passage_id] for passage_id in missing])
         vector_index.upsert(collection, missing, vectors)
     return Output()

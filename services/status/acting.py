@@ -49,7 +49,7 @@ def start(
 def _config(connection: Connection, wanted: StartRun) -> RunConfig:
     """Raises HTTPException 422 for a value that does not fit, 404 where there is no run to be like."""
     earlier = find(connection, wanted.like).config if wanted.like is not None else None
-    values = _over(earlier.model_dump(mode="json"), wanted.config) if earlier else wanted.config
+    values = _over(earlier.model_dump(mode="json", exclude={"follows"}), wanted.config) if earlier else wanted.config
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.budget import MOST_HOURS, MOST_TOKENS
 from shared.fleet import LLMLoad, Queue, Worker
 from shared.progress import StageProgress, TokenUsage
 from shared.reading import DeadShard, SampleRecord
@@ -189,9 +190,10 @@ class Trainings(BaseModel):
     training_runs: list[TrainingStatus] = Field(description="newest first")
 
 
-# what a bigint and a PostgreSQL interval hold
-MaxTokens = Annotated[int, Field(ge=1, le=2**62, description="pause the run once its LLM calls have used so many")]
-MaxHours = Annotated[float, Field(gt=0, le=24 * 365 * 10, description="pause the run after this time from now")]
+MaxTokens = Annotated[
+    int, Field(ge=1, le=MOST_TOKENS, description="pause the run once its LLM calls have used so many")
+]
+MaxHours = Annotated[float, Field(gt=0, le=MOST_HOURS, description="pause the run after this time from now")]
 
 
 class Limits(BaseModel):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,8 +56,10 @@ def _probes(engine: Callable[[], Engine]) -> list[tuple[str, Callable[[], None]]
 
 def _answers(url: str) -> Callable[[], None]:
     def probe() -> None:
+        whole = urllib.parse.urlsplit(url)
+        bare = whole._replace(netloc=whole.netloc.rpartition("@")[2]).geturl()  # urllib cannot read a password
         try:
-            urllib.request.urlopen(url, timeout=LIMIT_S).close()  # noqa: S310 - http or https, as the settings check
+            urllib.request.urlopen(bare, timeout=LIMIT_S).close()  # noqa: S310 - the operator's own address
         except urllib.error.HTTPError as error:
             error.close()
             if error.code >= 500:
@@ -77,7 +81,7 @@ def _dependency(name: str, future: Future[float], until: float) -> Dependency:
         return Dependency(name=name, ok=False, reason=f"no answer within {LIMIT_S:g} s")
     except FretworkError as error:
         return Dependency(name=name, ok=False, reason=str(error))
-    except (SQLAlchemyError, redis.RedisError, OSError) as error:
+    except (SQLAlchemyError, redis.RedisError, http.client.HTTPException, ValueError, OSError) as error:
         # the class alone: a driver's message may hold an address with its password
         return Dependency(name=name, ok=False, reason=f"{type(error).__name__}: it does not answer as it should")
     return Dependency(name=name, ok=True, seconds=round(seconds, 4))

@@ -36,7 +36,7 @@ from shared.errors import NotFoundError
 from shared.fleet import list_queues, list_workers
 from shared.labels import find_policy
 from shared.progress import describe, list_runs
-from shared.reading import dead_shards, find_training, list_records, list_trainings
+from shared.reading import dead_shards, list_records, list_trainings, read_training
 from shared.runs import Run, find_run
 from shared.settings import settings
 from shared.throughput import Throughput, throughput
@@ -179,7 +179,7 @@ def run_trainings(connection: Ledger, run: Found, limit: Limit = 20) -> Training
 @router.get("/training-runs/{training_run_id}", responses=example("training") | OF_A_RUN)
 def training_run(connection: Ledger, training_run_id: UUID) -> TrainingStatus:
     """One training: how far it is, its loss, and the evaluations of its model."""
-    (found,) = _trainings([find_training(connection, training_run_id)])
+    (found,) = _trainings([read_training(connection, training_run_id)])
     return found
 
 

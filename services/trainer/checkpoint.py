@@ -40,7 +40,7 @@ def save_checkpoint(work_dir: Path, step: int, state: dict[str, Any]) -> None:
 
 
 def newest_checkpoint(folders: Iterable[Path]) -> Path | None:
-    """The complete checkpoint of the highest step in any of `folders`; of equals the one in the last folder."""
+    """The complete checkpoint of the highest step in any of `folders`; of equals the one in the first folder."""
     found = [checkpoint for folder in folders for checkpoint in _checkpoints(folder)]
     return max(found, key=lambda checkpoint: checkpoint[0])[1] if found else None
 

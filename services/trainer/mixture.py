@@ -20,7 +20,8 @@ from shared.database import one_of
 from shared.masking import Span, mask, mask_title
 from shared.records import Passage
 from shared.reviews import reviewed_records
-from shared.schema import passages, queries, runs
+from shared.schema import queries, runs
+from shared.store import load_passages
 from shared.text_format import format_passage, format_query, plain_passage
 
 WINDOW = 4096  # records in memory; at the usual 2 to 5 KB each some 20 MB
@@ -201,15 +202,8 @@ class LedgerRecords:
         with self._engine.connect() as connection:
             rows = connection.execute(statement).all()
             ids = {id_ for row in rows for id_ in (row.positive_id, *row.negative_ids)}
-            corpus_id = select(runs.c.corpus_id).where(runs.c.run_id == self._run_id).scalar_subquery()
-            texts = {
-                passage.passage_id: Passage(passage.passage_id, passage.title, passage.text)
-                for passage in connection.execute(
-                    select(passages.c.passage_id, passages.c.title, passages.c.text).where(
-                        passages.c.corpus_id == corpus_id, one_of(passages.c.passage_id, ids)
-                    )
-                )
-            }
+            of_run = select(runs.c.corpus_id).where(runs.c.run_id == self._run_id)
+            texts = load_passages(connection, connection.execute(of_run).scalar_one(), ids)
         return [
             Record(
                 query_id=row.query_id,

@@ -1,8 +1,9 @@
 """The circuit breaker of one LLM server, shared by all processes through the table `endpoints`.
 
 It opens after five failures in a row in a process, or at once where the server refuses everybody, and stays open for
-5 s, doubling to 60 s. Then one caller over all processes wins the right to probe with its own call: its success closes
-the breaker for everybody, its failure doubles the time. So a server that is away for an hour costs a call a minute.
+5 s, doubling to 60 s. Then one caller over all processes wins the right to probe with the smallest call: its success
+closes the breaker for everybody, its failure doubles the time. So a server that is away for an hour costs a call a
+minute.
 
 Without a database the breaker is this process's own. Where the database does not answer it acts on what it last knew:
 a ledger that is away stops the work by itself.

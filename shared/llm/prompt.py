@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+SEAM_TOKENS = 8  # texts may have a few tokens more when joined than apart: a seam can undo a merge
+
 
 def passage_block(title: str, text: str) -> str:
     """A passage as it stands in a prompt: without blank lines, since these part the examples."""

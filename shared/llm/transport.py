@@ -44,14 +44,6 @@ GET_S = 30.0
 PROMPT_REFUSED = frozenset({400, 413, 422})
 
 
-class StatusError(EndpointError):
-    """A server answered a `get` with another status than 200."""
-
-    def __init__(self, message: str, status: int) -> None:
-        self.status = status
-        super().__init__(message)
-
-
 class NoSuchRouteError(EndpointError):
     """The server has none of vLLM's own routes under this name."""
 
@@ -121,19 +113,14 @@ class Transport:
         async with self._beside:
             return await self._persist(_Call(path, body, None, 0), decoder, None)
 
-    async def get(self, path: str, *, root: bool = False) -> bytes:
-        """The first server's answer, or another's where that gives none. Raises EndpointError; StatusError is one."""
+    async def get(self, path: str) -> bytes:
+        """The first server's answer, or another's where that gives none. Raises EndpointError."""
         for replica in self._replicas[:-1]:
             try:
-                return await self._get(replica, path, root=root)
+                return await self._get(replica, path)
             except EndpointError:
                 continue
-        return await self._get(self._replicas[-1], path, root=root)
-
-    async def get_all(self, path: str, *, root: bool = False) -> dict[str, bytes]:
-        """`get` at every server, by base URL; the first that fails raises."""
-        answers = await asyncio.gather(*(self._get(replica, path, root=root) for replica in self._replicas))
-        return {replica.base_url: answer for replica, answer in zip(self._replicas, answers, strict=True)}
+        return await self._get(self._replicas[-1], path)
 
     def loads(self) -> list[dict[str, Any]]:
         """What each server has in hand of this process, as `workers.llm` keeps it. From any thread."""
@@ -296,17 +283,17 @@ class Transport:
             # a loop's timer may fire a clock tick too early, and nobody would ring again
             asyncio.get_running_loop().call_at(replica.paused_until + 0.001, self._places.hand_out)
 
-    async def _get(self, replica: Replica, path: str, *, root: bool) -> bytes:
+    async def _get(self, replica: Replica, path: str) -> bytes:
         timeout_s = min(GET_S, self._settings.timeout_s)
         try:
-            answer = await replica.get(self._open_session(), path, root=root, timeout_s=timeout_s)
+            answer = await replica.get(self._open_session(), path, root=False, timeout_s=timeout_s)
         except TimeoutError:
             raise EndpointError(f"{replica.name} does not answer within {timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError, AnswerTooLongError) as error:
             raise EndpointError(f"{replica.name} does not answer: {self._said(error)}") from None
         if answer.status != 200:
             words = _what_to_set(answer.status, message(answer.body, b"{}", self._secrets))
-            raise StatusError(f"{replica.name}: {words}", answer.status)
+            raise EndpointError(f"{replica.name}: {words}")
         return answer.body
 
     def _said(self, error: Exception) -> str:

@@ -123,7 +123,7 @@ def test_later_runs_are_without_it_and_earlier_ones_as_they_were(engine: Engine,
             )
             assert len(indexed) == count == run.passage_count
             assert (gone in indexed) is (run is early)
-        assert gone in load_passages(connection, early, [gone]), "its text stays, for the run that has it"
+        assert gone in load_passages(connection, early.corpus_id, [gone]), "its text stays, for the run that has it"
 
 
 def test_terms_are_kept_of_the_versions_that_runs_have_and_of_the_last(engine: Engine, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import create_engine, update
 
 from cli.corpus.store import import_corpus
 from services.trainer.config import EvaluationConfig, StsFile, TrainingConfig
-from shared.reading import find_training
+from shared.reading import read_training
 from shared.records import RunConfig
 from shared.runs import start_run
 from shared.schema import evaluations
@@ -34,7 +34,7 @@ def test_evaluations_of_a_model(database_url: str, tmp_path: Path) -> None:
                 update(evaluations).where(evaluations.c.evaluation_id == evaluation_id).values(result=result)
             )
     with engine.connect() as connection:
-        read = find_training(connection, training).evaluations
+        read = read_training(connection, training).evaluations
     engine.dispose()
     assert read == [
         {"data": {"kind": "beir", "path": "/c", "split": "dev"}, "result": {"main_metric": "ndcg@10", "dims": {}}},

@@ -231,6 +231,11 @@ def test_a_beir_folder_can_be_measured_on_and_imported(
     with pytest.raises(InvalidInputError, match="another format"):
         export_run(ledger.engine, ledger.run.run_id, 1, ExportFormat.BEIR, tmp_path / "tab")
     assert not (tmp_path / "tab").exists()
+    with ledger.engine.begin() as connection:  # as if it had been removed since, and its `_id` given to another
+        taken = update(passages).where(passages.c.source_id == "p\t3").values(source_id="p2", removed_version=2)
+        connection.execute(taken)
+    with pytest.raises(InvalidInputError, match=r"^p2: two passages of run"):
+        export_run(ledger.engine, ledger.run.run_id, 1, ExportFormat.BEIR, tmp_path / "doubled")
 
 
 def test_the_manifest_says_where_the_data_comes_from(ledger: Ledger, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def tea(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
             for n, (id_, name) in enumerate(names.items())
         ]
         connection.execute(insert(queries), rows)
-        texts = {id_: passage.text for id_, passage in load_passages(connection, run, ids).items()}
+        texts = {id_: passage.text for id_, passage in load_passages(connection, run.corpus_id, ids).items()}
         made = []
         for stored in load_queries(connection, run, list(names)):
             fused = fuse(stored.candidate_ids, stored.ql_scores, stored.rc_scores)
@@ -135,7 +135,7 @@ def test_by_one_rank_alone_the_first_is_as_sure_as_can_be(tea: Reviewed) -> None
     with tea.engine.begin() as connection:
         connection.execute(runs.update().values(state="done"))
         version = add_label_version(connection, tea.run, policy)
-        texts = {id_: passage.text for id_, passage in load_passages(connection, tea.run, tea.ids).items()}
+        texts = {id_: passage.text for id_, passage in load_passages(connection, tea.run.corpus_id, tea.ids).items()}
         made = []
         for stored in load_queries(connection, tea.run, list(tea.names)):
             fused = fuse(stored.candidate_ids, stored.ql_scores, stored.rc_scores, policy.fusion)

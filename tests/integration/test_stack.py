@@ -19,6 +19,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from cli.context import Context
 from cli.stack import down, ensure_stack, postgres, redis_server
 from cli.stack.processes import ProcessRecord, StackError
 from cli.stack.state import LockedError, StackState, read_state, running_stack, write_state
@@ -170,6 +171,8 @@ def test_two_stacks_get_two_ports_and_a_named_port_is_taken_or_refused() -> None
         taken = first.getsockname()[1]
         with pytest.raises(StackError, match=f"FRETWORK_STATUS_PORT={taken}.*name another"):
             listen(Settings(status_port=taken))
+    with pytest.raises(StackError, match=r"FRETWORK_STATUS_HOST=0.0.0.0.*proxy"):
+        listen(Settings(status_host="0.0.0.0"))  # noqa: S104 - it is refused
 
 
 def test_redis_wants_the_password_and_keeps_nothing(redis_url: str) -> None:
@@ -229,17 +232,19 @@ def test_a_postgres_that_cannot_start_says_why(home: Path) -> None:
 
 def test_commands_share_one_database_and_the_last_one_stops_it(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with ensure_stack(home, workers=False) as first:
+        assert "postgres is ready" in capfd.readouterr().err
         with ensure_stack(home, workers=False) as second:
             assert second == first
         with psycopg.connect(plain(first.database_url)) as connection:
             assert connection.execute("SELECT count(*) FROM runs").fetchall() == [(0,)]
         with pytest.raises(StackError, match="fretwork up"), ensure_stack(home):
             pass
+        Context(home).say_if_nobody_works()
+        assert "nothing works on it yet" in capfd.readouterr().err
         state = running_stack(home)
         assert state is not None
     assert all(gone(child)() for child in state.children)
     assert running_stack(home) is None
-    assert "postgres is ready" in capfd.readouterr().err
 
 
 def test_servers_named_in_the_environment_are_used_and_none_is_started(

@@ -5,36 +5,43 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
-from pydantic import TypeAdapter
-from sqlalchemy import Engine, select, text
+from pydantic import SecretStr, TypeAdapter
+from sqlalchemy import Engine, select, text, update
 
 from cli.corpus.store import import_corpus
 from cli.stack.processes import free_port
 from cli.stack.supervisor import listen
-from services.status import acting, reading
+from services.status import acting, readiness, reading
 from services.status.app import create_app
 from services.status.examples import EXAMPLES
+from services.status.models import StartRun
+from services.trainer.config import BeirFolder, ClassificationFolder, EvaluationConfig, StsFile, TrainingConfig
 from shared import ledger
 from shared.counts import add_up
 from shared.database import make_engine
 from shared.errors import SettingError, TransientError
 from shared.records import Dropped, RunConfig
 from shared.runs import Run, start_run
-from shared.schema import shards
-from shared.settings import Settings
+from shared.schema import evaluations, shards
+from shared.schema import runs as runs_table
+from shared.settings import LLMSettings, Settings
 from shared.stages import Stage
+from shared.trainings import start_evaluation, start_training
 from tests.servers import until
 
 RUNS = 5
@@ -128,6 +135,68 @@ def test_the_page_says_why_shards_went_back(engine: Engine, client: TestClient, 
     shown = client.get(f"/page/runs/{run.name}").text
     assert "1 of index, for TransientError: Qdrant is &lt;away&gt;" in shown
     assert "Shards given back last" not in client.get(f"/page/runs/{runs[1].name}").text
+
+
+def test_the_page_shows_measures_of_every_kind_before_and_after(
+    engine: Engine, client: TestClient, runs: list[Run]
+) -> None:
+    kinds = (BeirFolder(path="/beir/cats"), StsFile(path="/f.csv"), ClassificationFolder(path="/banking"))
+    with engine.begin() as connection:
+        start_training(connection, runs[0], 1, TrainingConfig().model_dump(mode="json"), "/models/cats")
+        for data, metric in zip(kinds, ("ndcg@10", "cosine_spearman", "accuracy"), strict=True):
+            config = EvaluationConfig(model="/models/cats", data=data, baseline="all-MiniLM-L6-v2")
+            evaluation_id = start_evaluation(connection, config.model_dump(mode="json"))
+            result = {
+                "main_metric": metric,
+                "dims": {"384": {metric: 0.75}},
+                "baseline": {"dims": {"384": {metric: 0.5}}},
+                "delta": {"384": {metric: {"mean": 0.25, "ci95": [0.1, 0.4]}}},
+            }
+            of_this = evaluations.c.evaluation_id == evaluation_id
+            connection.execute(update(evaluations).where(of_this).values(result=result))
+    shown = client.get("/", params={"run": runs[0].name})
+    assert shown.status_code == 200
+    for caption in (
+        "nDCG@10 on cats (test), before",
+        "cosine spearman on f.csv, before",
+        "accuracy on banking, before",
+    ):
+        assert caption in shown.text
+
+
+def test_a_run_like_one_that_followed_another_follows_none(engine: Engine, runs: list[Run]) -> None:
+    with engine.begin() as connection:
+        config = RunConfig(seed=1, shard_size=4, follows=runs[0].run_id).model_dump(mode="json")
+        connection.execute(update(runs_table).where(runs_table.c.run_id == runs[1].run_id).values(config=config))
+        wanted = StartRun(corpus="ten", like=runs[1].name, config={"seed": 7})
+        assert acting._config(connection, wanted) == RunConfig(seed=7, shard_size=4)
+
+
+def test_a_server_that_answers_nonsense_is_not_ok_and_stops_no_answer(
+    engine: Engine, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.settimeout(5)
+
+        def babble() -> None:
+            with suppress(TimeoutError, OSError):
+                while True:
+                    with other.accept()[0] as one:
+                        one.recv(4096)
+                        one.sendall(b"SSH-2.0-none\r\n")
+
+        Thread(target=babble, daemon=True).start()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        llm = LLMSettings(base_url=f"http://me:word@{address}/v1,http://[half/v1")
+        monkeypatch.setattr(readiness, "settings", lambda: Settings(broker_url=SecretStr(redis_url), llm=llm))
+        found = readiness.ask_all(lambda: engine)
+    assert found.ready
+    assert {each.name: (each.ok, each.reason) for each in found.dependencies} == {
+        "database": (True, None),
+        "broker": (True, None),
+        "llm 1": (False, "BadStatusLine: it does not answer as it should"),
+        "llm 2": (False, "ValueError: it does not answer as it should"),
+    }
 
 
 def test_counts_that_do_not_add_up_are_said_not_to(engine: Engine, client: TestClient, runs: list[Run]) -> None:

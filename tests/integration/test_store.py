@@ -24,7 +24,7 @@ def test_a_shard_may_need_more_rows_than_a_statement_has_parameters(database_url
     with engine.begin() as connection:
         run = start_run(connection, "one", RunConfig())
         (index, _) = connection.exec_driver_sql("SELECT item_ids FROM shards").scalars()
-        found = load_passages(connection, run, {*index, *(uuid4() for _ in range(MANY))})
+        found = load_passages(connection, run.corpus_id, {*index, *(uuid4() for _ in range(MANY))})
         assert [passage.text for passage in found.values()] == ["Frets divide a fretted neck."]
         statistics = load_statistics(connection, run, {"fretted", *(f"term{i}" for i in range(MANY))})
         assert statistics.document_frequency == {"fretted": 1}

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from cli.export.sentence_transformers import masked
+from cli.export.rows import masked
 from services.trainer.config import TrainingConfig
 from services.trainer.mixture import Record, make_example
 from shared.masking import mask_title

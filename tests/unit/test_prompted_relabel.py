@@ -31,6 +31,7 @@ from shared.llm import (
     Sampling,
     UnusableScoresError,
 )
+from shared.llm.prompt import SEAM_TOKENS
 from shared.records import Dropped, LLMConfig, Passage, TaskQuery
 from tests.unit.tiny_llm import make_tiny_llm
 
@@ -215,7 +216,7 @@ def tight(room: int) -> LettersLLM:
         f"{prompts.ql.render(QUERY, '')} {QUERY.query_text}",
         f"{prompts.rc.render(QUERY, '')} perfect",
     ]
-    return LettersLLM(max(map(len, texts)) + room + prompted.SEAM_TOKENS + prompted.SCORED_TOKENS)
+    return LettersLLM(max(map(len, texts)) + room + SEAM_TOKENS + prompted.SCORED_TOKENS)
 
 
 def test_passages_are_cut_to_the_context_and_the_query_is_not() -> None:

@@ -75,3 +75,17 @@ def _commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     yield path
     for name, each in getattr(command, "commands", {}).items():
         yield from _commands(each, (*path, name))
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "STATUS_TOKEN",
+        "QDRANT_URL",
+        "LLM__BASE_URL",
+        "LLM__MODEL",
+        "LLM__MAX_REQUESTS_PER_MINUTE",
+        "LEASE_S",
+    ):
+        monkeypatch.setenv(f"FRETWORK_{name}", "")
+    assert Settings().model_dump(exclude={"home"}) == Settings.model_construct().model_dump(exclude={"home"})
+    assert not Settings().llm.is_configured
