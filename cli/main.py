@@ -38,7 +38,7 @@ resulting FRet records train an encoder.
 
   fretwork demo                              all of it, on Python's own docs
 
-  fretwork corpus add mine ./my-texts        your passages: BEIR, .jsonl, .txt
+  fretwork corpus add mine ./my-texts        your passages: files or a folder
 
   fretwork run start --corpus mine --wait    make FRet records of them
 

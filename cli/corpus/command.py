@@ -42,7 +42,7 @@ def add(
 
     What was edited comes as new: with --replace the earlier text leaves the corpus. Earlier runs are what they were.
 
-    A .jsonl line is an object with `_id`, `text` and, if it likes, `title`; a table has these columns. A line or row
+    A .jsonl line is an object with `_id`, `text` and optionally `title`; a table has these columns. A line or row
     that breaks a rule is an error that names file, line and rule, and then nothing is imported, unless --skip-invalid.
     """
 

@@ -132,10 +132,10 @@ def evaluate(
     ] = None,
     sts: Annotated[
         Path | None,
-        typer.Option(help="pairs: a .csv, .tsv or .jsonl of sentence1, sentence2, score, or STS-B as published"),
+        typer.Option(help="pairs: a table of sentence1, sentence2, score (.csv, .tsv, .jsonl, .parquet), or STS-B"),
     ] = None,
     classification: Annotated[
-        Path | None, typer.Option(help="a folder with train and test, each a .csv, .tsv or .jsonl of text, label")
+        Path | None, typer.Option(help="a folder with train and test, tables as well, of text, label")
     ] = None,
     mteb: Annotated[
         list[str] | None, typer.Option(help="a task for the library mteb to fetch and measure; may be given often")
