@@ -27,6 +27,7 @@ from services.trainer.model_card import write_model_card
 from shared.errors import FretworkError
 from shared.labels import add_label_version
 from shared.progress import Conservation, StageProgress, conservation, stage_progress
+from shared.reading import SampleRecord, list_records
 from shared.records import LabelPolicy
 from shared.runs import Run, start_run
 
@@ -49,7 +50,7 @@ class Outcome:
     policy: Policy = "seed"
     model_dir: Path = Path()
     evaluation: dict[str, Any] = field(default_factory=dict)
-    samples: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[SampleRecord] = field(default_factory=list)
     figures: Figures = field(default_factory=Figures)
 
     @contextmanager
@@ -101,8 +102,10 @@ def run_demo(settings: Context, folder: Path, passages: int, seed: int, base: st
         with outcome.timed("evaluate_test"):
             outcome.evaluation = _evaluate(engine, heldout, "test", outcome.model_dir, "test queries", base)
         write_model_card(outcome.model_dir, outcome.evaluation)
-        outcome.samples = _samples(engine, run.run_id)
         with engine.connect() as connection:
+            outcome.samples = [
+                record for moved in (True, False) for record in list_records(connection, run, moved=moved, limit=10)
+            ]
             outcome.figures = read_figures(connection, run, versions[outcome.policy], trainings[outcome.policy])
     return outcome
 
@@ -154,35 +157,3 @@ def _count(engine: Engine, outcome: Outcome) -> None:
             {"run_id": run_id},
         ):
             outcome.seconds[stage] = round(float(seconds), 1)
-
-
-def _samples(engine: Engine, run_id: UUID) -> list[dict[str, Any]]:
-    """Ten records whose positive moved and ten whose did not, with the scores of seed, positive and negative."""
-    statement = text(
-        """
-        SELECT query_text, task_description, positive_changed, positive_span, fused, seed_fused,
-               seed.source_id AS seed_id, seed.text AS seed_text,
-               positive.source_id AS positive_id, positive.text AS positive_text,
-               negative.source_id AS negative_id, negative.text AS negative_text,
-               ql_scores[array_position(candidate_ids, seed.passage_id)] AS seed_ql,
-               rc_scores[array_position(candidate_ids, seed.passage_id)] AS seed_rc,
-               ql_scores[array_position(candidate_ids, positive.passage_id)] AS positive_ql,
-               rc_scores[array_position(candidate_ids, positive.passage_id)] AS positive_rc,
-               ql_scores[array_position(candidate_ids, negative.passage_id)] AS negative_ql,
-               rc_scores[array_position(candidate_ids, negative.passage_id)] AS negative_rc
-        FROM (
-            SELECT *, positive_fused_score AS fused, seed_fused_score AS seed_fused,
-                   row_number() OVER (PARTITION BY positive_changed ORDER BY query_id) AS place
-            FROM fret_records WHERE run_id = :run_id AND label_version = 1
-        ) AS record
-        JOIN queries USING (run_id, query_id) JOIN runs USING (run_id)
-        JOIN passages AS seed ON seed.corpus_id = runs.corpus_id AND seed.passage_id = seed_passage_id
-        JOIN passages AS positive ON positive.corpus_id = runs.corpus_id
-             AND positive.passage_id = record.positive_id
-        JOIN passages AS negative ON negative.corpus_id = runs.corpus_id
-             AND negative.passage_id = record.negative_ids[1]
-        WHERE place <= 10 ORDER BY positive_changed DESC, place
-        """
-    )
-    with engine.connect() as connection:
-        return [dict(row) for row in connection.execute(statement, {"run_id": run_id}).mappings()]

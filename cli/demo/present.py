@@ -16,7 +16,8 @@ from cli.demo.figures import Figures
 from cli.demo.job import Outcome
 from cli.demo.plot import before_after_svg
 from cli.demo.small_plots import loss_svg, scores_svg, seed_rank_svg
-from shared.masking import mask
+from shared.masking import copied_span, mask
+from shared.reading import SampleRecord
 
 METRICS = ("ndcg@10", "recall@10", "mrr@10")
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -29,7 +30,7 @@ def write_reports(folder: Path, outcome: Outcome) -> dict[str, Any]:
     environment = Environment(loader=PackageLoader("cli.demo"), autoescape=select_autoescape(["html", "j2"]))
     page = environment.get_template("report.html.j2").render(
         report=report,
-        samples=[_readable(sample) for sample in outcome.samples],
+        samples=[(sample, _masked(sample)) for sample in outcome.samples],
         stages=[asdict(stage) for stage in outcome.stages],
         plot=before_after_svg(
             {int(dim): figures["ndcg@10"] for dim, figures in report["before"].items()},
@@ -104,10 +105,11 @@ def _percentiles(values: list[float]) -> dict[str, float]:
     return {str(p): ordered[round(p / 100 * (len(ordered) - 1))] for p in PERCENTILES if ordered}
 
 
-def _readable(sample: dict[str, Any]) -> dict[str, Any]:
-    """A sample with the query taken out of its positive, as training sees it nine times out of ten."""
-    span = sample["positive_span"]
-    return {**sample, "masked": mask(sample["positive_text"], (span[0], span[1])) if span else None}
+def _masked(sample: SampleRecord) -> str | None:
+    """The positive without the query where it stands there, as training sees it nine times out of ten."""
+    text = sample.positive.passage.text
+    span = copied_span(sample.query_text, text)
+    return mask(text, span) if span else None
 
 
 def _replace(path: Path, content: str) -> None:
