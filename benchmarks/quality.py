@@ -25,8 +25,11 @@ from services.trainer.model_card import FACTS_FILE
 from shared.models import WHEEL_MODEL
 
 DIMS = "384,256,128"
-RUN = ("--set", "titles_as_queries=true")
-TRAIN = ("--learning-rate", "2e-5")
+RUN = (
+    *("--set", "titles_as_queries=true", "--set", "labels.negative=sampled", "--set", "labels.num_negatives=2"),
+    *("--set", "labels.range_min=2", "--set", "labels.range_max=15"),
+)
+TRAIN = ("--learning-rate", "2e-5", "--passage-max-len", "256")
 
 
 def trained(home: Path, run: str, beir: Path, seed: int, split: str) -> dict[str, Any]:
