@@ -48,7 +48,7 @@ class LLMSettings(BaseModel):
 
     @property
     def is_configured(self) -> bool:
-        return self.base_url is not None or self.model is not None
+        return bool(self.base_urls) or self.model is not None
 
 
 class Settings(BaseSettings):

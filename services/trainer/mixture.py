@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -150,6 +151,12 @@ class LedgerRecords:
         self._with_query = (queries.c.run_id == self._of.c.run_id) & (queries.c.query_id == self._of.c.query_id)
         self._columns = (self._of, queries.c.task_description, queries.c.query_text)
 
+    @cached_property
+    def _corpus_id(self) -> UUID:
+        with self._engine.connect() as connection:
+            found: UUID = connection.execute(select(runs.c.corpus_id).where(runs.c.run_id == self._run_id)).scalar_one()
+        return found
+
     def count(self) -> int:
         with self._engine.connect() as connection:
             return connection.execute(select(func.count()).select_from(self._of)).scalar_one()
@@ -202,8 +209,7 @@ class LedgerRecords:
         with self._engine.connect() as connection:
             rows = connection.execute(statement).all()
             ids = {id_ for row in rows for id_ in (row.positive_id, *row.negative_ids)}
-            of_run = select(runs.c.corpus_id).where(runs.c.run_id == self._run_id)
-            texts = load_passages(connection, connection.execute(of_run).scalar_one(), ids)
+            texts = load_passages(connection, self._corpus_id, ids)
         return [
             Record(
                 query_id=row.query_id,

@@ -234,6 +234,7 @@ def test_without_a_gpu_nothing_asks_for_one() -> None:
         "trainer": {"runtime": "runc"},
         **dict.fromkeys(told, elsewhere),
     }
+    assert LLMSettings(base_url="").is_configured is False
     assert not any("vllm" in service.get("depends_on", {}) for service in CONFIGURED.values())
 
 

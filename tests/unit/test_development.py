@@ -14,12 +14,6 @@ from services.trainer.encoder import load_model
 from services.trainer.model_card import render
 from services.trainer.train import train
 from tests.unit.test_train import config, records
-from tests.unit.tiny_model import make_tiny_model
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_tiny_model(tmp_path_factory.mktemp("base"))
 
 
 @pytest.mark.parametrize(("count", "held"), [(10 * FEWEST_QUERIES - 1, 0), (10 * FEWEST_QUERIES, FEWEST_QUERIES)])

@@ -24,7 +24,7 @@ from services.trainer.evaluate import evaluate
 from services.trainer.model_card import render
 from services.trainer.retrieval import search
 from shared.errors import SettingError
-from tests.unit.tiny_model import make_tiny_model
+from tests.unit.tiny_model import with_prompts
 
 PASSAGES = {f"p{n}": text for n, text in enumerate(["open a file", "close the file", "sort a list", "the time zone"])}
 QUERIES = {"q1": "read file", "q2": "sort key", "q3": "date"}
@@ -32,18 +32,10 @@ QRELS = {"q1": {"p0": 2, "p1": 1}, "q2": {"p2": 1}, "q3": {"p3": 1}}
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_tiny_model(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
 def other(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Another model: the base with Gecko's prompts."""
-    folder = str(tmp_path_factory.mktemp("other"))
-    model = SentenceTransformer(base)
-    model.prompts = {"query": "task: search result | query: ", "document": "title: none | text: "}
-    model.save_pretrained(folder, create_model_card=False)
-    return folder
+    prompts = {"query": "task: search result | query: ", "document": "title: none | text: "}
+    return with_prompts(base, tmp_path_factory.mktemp("other"), prompts)
 
 
 @pytest.fixture(scope="module")

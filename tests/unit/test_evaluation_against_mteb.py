@@ -20,24 +20,16 @@ from services.trainer.config import BeirFolder, ClassificationFolder, Evaluation
 from services.trainer.evaluate import evaluate
 from services.trainer.sts import Similarity, read_sts, spearman
 from shared.errors import InvalidInputError
-from tests.unit.tiny_model import WORDS, make_tiny_model
+from tests.unit.tiny_model import WORDS, with_prompts
 
 DIMS = (32, 8)
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_tiny_model(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
 def prompted(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Another model: the base with a prompt for each kind, and others that neither kind may take."""
-    folder = str(tmp_path_factory.mktemp("prompted"))
-    model = SentenceTransformer(base)
-    model.prompts = {"query": "title: ", "document": "text: ", "STS": "task: sum | ", "Classification": "task: key | "}
-    model.save_pretrained(folder, create_model_card=False)
-    return folder
+    prompts = {"query": "title: ", "document": "text: ", "STS": "task: sum | ", "Classification": "task: key | "}
+    return with_prompts(base, tmp_path_factory.mktemp("prompted"), prompts)
 
 
 def sentences(count: int, seed: int) -> list[str]:

@@ -27,15 +27,10 @@ from services.trainer.train import train
 from shared.errors import SettingError
 from shared.records import NAMESPACE
 from tests.unit.test_train import records
-from tests.unit.tiny_model import DIM, WORDS, make_tiny_model
+from tests.unit.tiny_model import DIM, WORDS
 
 WEIGHTS = {DIM: 1.0, 8: 0.5}
 EXAMPLES = 21  # no multiple of two processes
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_tiny_model(tmp_path_factory.mktemp("base"))
 
 
 def config(base: str, **changes: object) -> TrainingConfig:

@@ -21,15 +21,10 @@ from services.trainer.export import export_model
 from shared.text_format import format_passage, format_query
 from tests.unit.exported_model import PASSAGES, QUERIES, export, lines_to_copy, run_lines
 from tests.unit.test_train import config
-from tests.unit.tiny_model import DIM, make_tiny_model
+from tests.unit.tiny_model import DIM
 
 SAME = 0.9999  # cosine
 DIMS = [None, DIM, 16, 8]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_tiny_model(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module", params=["gecko", "none"])

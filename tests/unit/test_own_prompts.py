@@ -22,7 +22,7 @@ from shared.text_format import DOCUMENT_PROMPT, PutBefore
 from tests.records_in_memory import Records
 from tests.unit.datasets_in_files import LABELLED, dataset_source, jsonl
 from tests.unit.test_train import config, records
-from tests.unit.tiny_model import make_tiny_model
+from tests.unit.tiny_model import make_tiny_model, with_prompts
 
 OWN = PutBefore("sort file ", "list path ")
 
@@ -34,11 +34,8 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def base(bare: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    model = SentenceTransformer(bare)
-    model.prompts = {"query": OWN.query, "document": OWN.document, "other": "x"}
-    folder = tmp_path_factory.mktemp("prompted") / "base"
-    model.save_pretrained(str(folder))
-    return str(folder)
+    prompts = {"query": OWN.query, "document": OWN.document, "other": "x"}
+    return with_prompts(bare, tmp_path_factory.mktemp("prompted") / "base", prompts)
 
 
 def test_it_trains_as_on_texts_that_have_the_prompts_in_them(base: str, bare: str, tmp_path: Path) -> None:

@@ -37,11 +37,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_tiny_model(tmp_path_factory.mktemp("base"))
-
-
 def config(base: str, **changes: object) -> TrainingConfig:
     values = {
         "model_name_or_path": base,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -14,6 +16,14 @@ byte line path folder thread lock queue time date zone split join find replace c
 """
 WORDS = tuple(TEXT.split())
 DIM = 32
+
+
+def with_prompts(base: str, folder: Path, prompts: Mapping[str, str]) -> str:
+    """Writes the model in the folder `base` with these prompts to `folder`, and returns its path."""
+    model = SentenceTransformer(base)
+    model.prompts = dict(prompts)
+    model.save_pretrained(str(folder), create_model_card=False)
+    return str(folder)
 
 
 def make_tiny_model(folder: Path) -> str:
