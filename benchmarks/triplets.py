@@ -14,7 +14,7 @@ from uuid import uuid5
 
 from cli.demo.corpus import build
 from services.generator.extractive import sentences
-from services.trainer.mixture import Record
+from services.trainer.fret_records import Record
 from shared.masking import mask, verbatim_span
 from shared.records import NAMESPACE, Passage
 

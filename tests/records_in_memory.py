@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from uuid import UUID, uuid5
 
-from services.trainer.mixture import Record
+from services.trainer.fret_records import Record
 from shared.records import NAMESPACE, Passage
 
 

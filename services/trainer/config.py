@@ -62,7 +62,12 @@ class TrainingConfig(BaseModel):
         description="the loss's weight for each of matryoshka-dims: 0.5,0.3,0.2; each is 1 by default",
     )
     query_max_len: int = Field(64, ge=4, description="tokens of a query, its prompt included; the rest is cut")
-    passage_max_len: int = Field(128, ge=4, description="tokens of a passage; the rest is cut")
+    passage_max_len: int = Field(
+        128,
+        ge=4,
+        description="tokens of a passage; the rest is cut. A base may have more positions than its folder reads "
+        "(all-MiniLM-L6-v2: 512 and 256); the exported model reads this far at least",
+    )
     mask_probability: float = Field(
         0.9, ge=0, le=1, description="how often a query that stands verbatim in its passage is taken out of it"
     )

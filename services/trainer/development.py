@@ -21,7 +21,7 @@ from torch import Tensor
 
 from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.encoder import encode, tokenize
-from services.trainer.mixture import Record, RecordSource, make_example
+from services.trainer.fret_records import Record, RecordSource, make_example
 from services.trainer.prompts import leaves_prompts_out, of, put_before
 from services.trainer.step import kept_tokens
 

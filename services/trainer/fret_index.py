@@ -21,7 +21,7 @@ import orjson
 
 from services.trainer.config import TrainingConfig
 from services.trainer.draw import permuted
-from services.trainer.mixture import WINDOW, Example, RecordSource, make_example
+from services.trainer.fret_records import WINDOW, Example, RecordSource, make_example
 from services.trainer.mixture_config import FretSource
 
 ID_BYTES = 16

@@ -13,8 +13,8 @@ from datasets import Dataset
 
 from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.draw import permuted
+from services.trainer.fret_records import Example, format_passage_text
 from services.trainer.kinds import TextExample
-from services.trainer.mixture import Example, format_passage_text
 from services.trainer.mixture_config import ClassificationSource, DatasetSource
 from services.trainer.prepare import Prepared
 from shared.records import NAMESPACE, passage_id

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from services.trainer.config import TrainingConfig
 from services.trainer.encoder import CPU_CHUNK_TOKENS, tokenize
+from services.trainer.fret_records import Example
 from services.trainer.grad_cache import backward
 from services.trainer.loss import gecko_loss
-from services.trainer.mixture import Example
 from services.trainer.peers import ALONE, Peers
 from services.trainer.prompts import put_before
 from shared.errors import SettingError

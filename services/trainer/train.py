@@ -28,9 +28,9 @@ from services.trainer.checkpoint import load_checkpoint, newest_checkpoint, save
 from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.data import OnRows, open_data
 from services.trainer.development import choose_share, copied, hold_out, mix
-from services.trainer.encoder import encode, load_model, ready_for_training, tokenize
+from services.trainer.encoder import encode, load_model, longest_input, ready_for_training, tokenize
 from services.trainer.export import export_model
-from services.trainer.mixture import Position, Record, RecordSource
+from services.trainer.fret_records import Position, Record, RecordSource
 from services.trainer.onnx_file import check_can_write_onnx
 from services.trainer.peers import ALONE, Peers
 from services.trainer.prompts import resolved
@@ -211,7 +211,7 @@ def _checked_dims(config: TrainingConfig, model: SentenceTransformer) -> dict[in
             f"matryoshka_dims {too_large} are larger than the {full_dim} dimensions of {config.model_name_or_path!r}: "
             f"name dimensions below {full_dim}"
         )
-    longest, limit = max(config.query_max_len, config.passage_max_len), model.tokenizer.model_max_length
+    longest, limit = max(config.query_max_len, config.passage_max_len), longest_input(model)
     if longest > limit:
         raise SettingError(
             f"query_max_len or passage_max_len is {longest}, and {config.model_name_or_path!r} reads {limit} tokens at "

@@ -12,7 +12,7 @@ import pytest
 
 from services.trainer.config import TrainingConfig
 from services.trainer.data import TrainingData, open_data
-from services.trainer.mixture import Position
+from services.trainer.fret_records import Position
 from services.trainer.mixture_config import FretSource, Mixture
 from shared.errors import InvalidInputError, NotFoundError
 from tests.records_in_memory import Records, make_records

@@ -18,9 +18,9 @@ from sentence_transformers import SentenceTransformer
 from services.trainer import encoder, step
 from services.trainer.config import TrainingConfig
 from services.trainer.encoder import encode, load_model, ready_for_training, tokenize
+from services.trainer.fret_records import Example
 from services.trainer.grad_cache import backward
 from services.trainer.loss import gecko_loss
-from services.trainer.mixture import Example
 from services.trainer.peers import ALONE, Peers
 from services.trainer.step import add_gradient
 from services.trainer.train import train

@@ -8,7 +8,7 @@ import pytest
 
 from cli.export.rows import masked
 from services.trainer.config import TrainingConfig
-from services.trainer.mixture import Record, make_example
+from services.trainer.fret_records import Record, make_example
 from shared.masking import mask_title
 from shared.records import Passage
 

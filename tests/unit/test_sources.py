@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from services.trainer.config import TrainingConfig
-from services.trainer.mixture import Example
+from services.trainer.fret_records import Example
 from services.trainer.prepare import load_prepared, prepare
 from services.trainer.sources import DatasetExamples
 from tests.unit.datasets_in_files import LABELLED, dataset_source, jsonl

@@ -14,12 +14,12 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch.nn.functional import normalize
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
 from services.trainer.checkpoint import newest_checkpoint
 from services.trainer.config import TrainingConfig
-from services.trainer.encoder import chunk_by_length, encode, load_model, ready_for_training, tokenize
-from services.trainer.mixture import Record
+from services.trainer.encoder import chunk_by_length, encode, load_model, longest_input, ready_for_training, tokenize
+from services.trainer.fret_records import Record
 from services.trainer.mixture_config import FretSource, Mixture
 from services.trainer.train import Progress, learning_rate_share, train
 from shared.errors import NotFoundError, SettingError
@@ -234,6 +234,30 @@ def test_refuses_before_the_first_step_what_the_model_lacks(
     with pytest.raises(SettingError, match=says):
         run(config(base, **changes), tmp_path / "work")
     assert not (tmp_path / "work").exists()
+
+
+def test_a_model_reads_as_far_as_it_was_trained_to(base: str, tmp_path: Path) -> None:
+    """A folder's `max_seq_length` is where its authors cut; the positions behind it can be trained."""
+    cut = SentenceTransformer(base)
+    cut.max_seq_length = 16
+    cut.save_pretrained(str(tmp_path / "cut"), create_model_card=False)
+    train(config(str(tmp_path / "cut"), passage_max_len=64), records(), tmp_path / "work")
+    trained = SentenceTransformer(str(tmp_path / "work/model"))
+    assert trained.max_seq_length == 64
+    near, far = trained.encode(["open " * 40 + "the file", "open " * 40 + "a lock"])
+    assert abs(near - far).max() > 1e-3
+
+
+def test_counts_positions_as_the_architecture_does(base: str, tmp_path: Path) -> None:
+    assert longest_input(load_model(base)) == 64
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)
+    sizes = {"vocab_size": 200, "hidden_size": DIM, "num_hidden_layers": 1, "num_attention_heads": 4}
+    RobertaModel(RobertaConfig(**sizes, max_position_embeddings=66, pad_token_id=1)).save_pretrained(tmp_path)
+    roberta = load_model(str(tmp_path))
+    assert longest_input(roberta) == 64
+    assert encode(roberta, [[5] * 64]).isfinite().all()
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        encode(roberta, [[5] * 65])
 
 
 def test_refuses_a_base_that_cannot_be_loaded(tmp_path: Path) -> None:

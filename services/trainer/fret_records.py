@@ -1,4 +1,4 @@
-"""What training reads of FRet: records, in an order fixed by seed and epoch, as formatted examples in batches.
+"""FRet records as training reads them, in an order fixed by seed and epoch, as formatted examples in batches.
 
 The order: a query's id is a hash, so the order of ids, which Postgres pages through by its index, is already one of
 chance; each window of it is shuffled again, per seed and epoch. Memory holds one window, whatever the number of

@@ -7,16 +7,16 @@ from uuid import UUID
 
 import pytest
 
-from services.trainer import mixture
+from services.trainer import fret_records
 from services.trainer.config import Prompts, TrainingConfig
-from services.trainer.mixture import Position, Record, batches, make_example, steps_per_epoch
+from services.trainer.fret_records import Position, Record, batches, make_example, steps_per_epoch
 from shared.records import Passage
 from tests.records_in_memory import Records, make_records
 
 
 @pytest.fixture
 def _small_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mixture, "WINDOW", 13)  # three batches of four to a window
+    monkeypatch.setattr(fret_records, "WINDOW", 13)  # three batches of four to a window
 
 
 CONFIG = TrainingConfig(per_device_train_batch_size=4, num_train_epochs=2, prompts="none")
