@@ -113,13 +113,20 @@ def train(
         if under_way:
             say("this training was started before: going on with it")
         try:
-            watch_shard(engine, "training_runs", training_run_id, "training")
+            facts = watch_shard(engine, "training_runs", training_run_id, "training")
         except KeyboardInterrupt:
             say(
                 "not ended: it goes on as soon as a trainer works, and the same command shows it again; "
                 f"`fretwork run cancel {found.name} --trainings` ends it"
             )
             raise
+    if facts.get("passages_cut"):
+        say(
+            f"{facts['passages_cut']:.0%} of the passages are longer than the {config.passage_max_len} tokens that "
+            "were read of them: --passage-max-len reads more"
+        )
+    if facts.get("interpolation") == 0:
+        say("the training did not help on the run's held-out queries: the folder holds the base's weights")
     typer.echo(output)
     say(f"next: fretwork evaluate {output} --beir DIR --baseline {model_name_or_path} --card")
 

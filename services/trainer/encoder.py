@@ -50,21 +50,6 @@ def ready_for_training(model: SentenceTransformer) -> SentenceTransformer:
     return model
 
 
-def longest_input(model: SentenceTransformer) -> int:
-    """How many tokens the transformer has positions for; the folder's own `max_seq_length` may be less.
-
-    RoBERTa and its kin count positions from behind their padding's. Where the configuration names no limit, as of
-    relative positions, it is the tokenizer's.
-    """
-    transformer = model.transformers_model
-    positions = getattr(transformer.config.get_text_config(), "max_position_embeddings", None) if transformer else None
-    if positions is None or positions < 1:
-        return int(model.tokenizer.model_max_length)
-    table = getattr(getattr(transformer, "embeddings", None), "position_embeddings", None)
-    padding = getattr(table, "padding_idx", None)
-    return int(positions) - (0 if padding is None else padding + 1)
-
-
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """bfloat16 where the device computes it natively, else None: emulated, it is slower than float32."""
     if device.type == "cuda":

@@ -28,6 +28,7 @@ def render(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> st
     mixture, sources = config.pop("mixture", None), facts.pop("sources", {})
     plain_mean, prompts = facts.pop("plain_mean", False), facts.pop("prompts", {"query": "", "document": ""})
     base = config["model_name_or_path"]
+    cut = f" ({facts.pop('passages_cut'):.0%} of the run's are longer)" if "passages_cut" in facts else ""
     return f"""---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -64,7 +65,7 @@ dimensions and normalised again (Matryoshka). Made by Fretwork, an open implemen
 - The queries are synthetic: written from the passages, and judged, by the teacher that the data table names. Its errors
   and its taste are in the weights.
 - Tuned to the corpus of the data table. On other corpora it may be worse than its base; measure before you use it.
-- Passages were read up to {config["passage_max_len"]} tokens in training, queries up to {config["query_max_len"]}.
+- Passages were read up to {config["passage_max_len"]} tokens in training{cut}, queries up to {config["query_max_len"]}.
 """
 
 

@@ -28,9 +28,10 @@ from services.trainer.checkpoint import load_checkpoint, newest_checkpoint, save
 from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.data import OnRows, open_data
 from services.trainer.development import choose_share, copied, hold_out, mix
-from services.trainer.encoder import encode, load_model, longest_input, ready_for_training, tokenize
+from services.trainer.encoder import encode, load_model, ready_for_training, tokenize
 from services.trainer.export import export_model
 from services.trainer.fret_records import Position, Record, RecordSource
+from services.trainer.lengths import check_lengths, share_cut
 from services.trainer.onnx_file import check_can_write_onnx
 from services.trainer.peers import ALONE, Peers
 from services.trainer.prompts import resolved
@@ -94,6 +95,8 @@ def train(
     model = ready_for_training(load_model(config.model_name_or_path))
     config = resolved(model, config)
     weight_by_dim = _checked_dims(config, model)
+    check_lengths(model, config)
+    cut = share_cut(model, source, config)
     # the data sees the whole batch, of which each process encodes its share
     whole = {"per_device_train_batch_size": config.per_device_train_batch_size * peers.size}
     # what a checkpoint is good for: with other records the ones held out may be ones that it was trained on
@@ -159,6 +162,7 @@ def train(
         "first_loss": state.first_loss,
         "last_loss": state.last_loss,
         "seconds": round(state.seconds, 1),
+        **({} if cut is None else {"passages_cut": cut}),
         **(about or {}),
     }
     if averaged is not None:
@@ -194,7 +198,7 @@ def learning_rate_share(step: int, total_steps: int, warmup_ratio: float) -> flo
 
 
 def _checked_dims(config: TrainingConfig, model: SentenceTransformer) -> dict[int, float]:
-    """The weight per dimension. Raises SettingError for a dimension or length that the model does not have."""
+    """The weight per dimension. Raises SettingError for a dimension that the model does not have."""
     full_dim = model.get_embedding_dimension()
     if full_dim is None:
         raise SettingError(f"the model {config.model_name_or_path!r} does not say its embedding dimension")
@@ -210,12 +214,6 @@ def _checked_dims(config: TrainingConfig, model: SentenceTransformer) -> dict[in
         raise SettingError(
             f"matryoshka_dims {too_large} are larger than the {full_dim} dimensions of {config.model_name_or_path!r}: "
             f"name dimensions below {full_dim}"
-        )
-    longest, limit = max(config.query_max_len, config.passage_max_len), longest_input(model)
-    if longest > limit:
-        raise SettingError(
-            f"query_max_len or passage_max_len is {longest}, and {config.model_name_or_path!r} reads {limit} tokens at "
-            "most: lower it"
         )
     return config.weight_by_dim(full_dim)
 

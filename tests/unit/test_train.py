@@ -18,8 +18,9 @@ from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
 from services.trainer.checkpoint import newest_checkpoint
 from services.trainer.config import TrainingConfig
-from services.trainer.encoder import chunk_by_length, encode, load_model, longest_input, ready_for_training, tokenize
+from services.trainer.encoder import chunk_by_length, encode, load_model, ready_for_training, tokenize
 from services.trainer.fret_records import Record
+from services.trainer.lengths import longest_input
 from services.trainer.mixture_config import FretSource, Mixture
 from services.trainer.train import Progress, learning_rate_share, train
 from shared.errors import NotFoundError, SettingError
@@ -241,11 +242,23 @@ def test_a_model_reads_as_far_as_it_was_trained_to(base: str, tmp_path: Path) ->
     cut = SentenceTransformer(base)
     cut.max_seq_length = 16
     cut.save_pretrained(str(tmp_path / "cut"), create_model_card=False)
-    train(config(str(tmp_path / "cut"), passage_max_len=64), records(), tmp_path / "work")
+    facts = train(config(str(tmp_path / "cut"), passage_max_len=64), records(), tmp_path / "work")
+    assert facts["passages_cut"] == 0
     trained = SentenceTransformer(str(tmp_path / "work/model"))
     assert trained.max_seq_length == 64
     near, far = trained.encode(["open " * 40 + "the file", "open " * 40 + "a lock"])
     assert abs(near - far).max() > 1e-3
+
+
+def test_counts_the_passages_that_it_cuts(base: str, tmp_path: Path) -> None:
+    texts = [record.positive.text for record in records().page(None, 100)]
+    lengths = [len(ids) for ids in tokenize(load_model(base), texts, 64)]
+    most = sorted(lengths)[len(lengths) // 2]  # as long as this one is not longer
+    facts = train(config(base, prompts="none", passage_max_len=most), records(), tmp_path / "work")
+    assert 0 < facts["passages_cut"] < 0.6
+    assert facts["passages_cut"] == sum(length > most for length in lengths) / len(lengths)
+    card = (tmp_path / "work/model/README.md").read_text()
+    assert f"up to {most} tokens in training ({facts['passages_cut']:.0%} of the run's are longer)" in card
 
 
 def test_counts_positions_as_the_architecture_does(base: str, tmp_path: Path) -> None:

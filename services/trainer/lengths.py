@@ -1,0 +1,49 @@
+"""How far texts are read: what a base has positions for, and how many passages end later than a training reads them."""
+
+from __future__ import annotations
+
+from sentence_transformers import SentenceTransformer
+
+from services.trainer.config import TrainingConfig
+from services.trainer.encoder import tokenize
+from services.trainer.fret_records import RecordSource, make_example
+from services.trainer.prompts import put_before
+from shared.errors import SettingError
+
+SAMPLE = 200  # records; they are the first by query id, which is a hash
+
+
+def check_lengths(model: SentenceTransformer, config: TrainingConfig) -> None:
+    """Raises SettingError for a length beyond the model's positions."""
+    longest, limit = max(config.query_max_len, config.passage_max_len), longest_input(model)
+    if longest > limit:
+        raise SettingError(
+            f"query_max_len or passage_max_len is {longest}, and {config.model_name_or_path!r} reads {limit} tokens at "
+            "most: lower it"
+        )
+
+
+def longest_input(model: SentenceTransformer) -> int:
+    """How many tokens the transformer has positions for; the folder's own `max_seq_length` may be less.
+
+    RoBERTa and its kin count positions from behind their padding's. Where the configuration names no limit, as of
+    relative positions, it is the tokenizer's.
+    """
+    transformer = model.transformers_model
+    positions = getattr(transformer.config.get_text_config(), "max_position_embeddings", None) if transformer else None
+    if positions is None or positions < 1:
+        return int(model.tokenizer.model_max_length)
+    table = getattr(getattr(transformer, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return int(positions) - (0 if padding is None else padding + 1)
+
+
+def share_cut(model: SentenceTransformer, source: RecordSource, config: TrainingConfig) -> float | None:
+    """The share of a run's positives that is longer than `passage_max_len`, by a sample; None without any record."""
+    records = source.page(None, SAMPLE)
+    if not records:
+        return None
+    before = put_before(model, config).document
+    texts = [before + make_example(record, config, epoch=0).positive for record in records]
+    lengths = [len(ids) for ids in tokenize(model, texts, config.passage_max_len + 1)]
+    return sum(length > config.passage_max_len for length in lengths) / len(records)
