@@ -8,6 +8,7 @@ names it; so the span is a column of the record.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 Span = tuple[int, int]
 
@@ -30,9 +31,14 @@ def copied_span(query_text: str, text: str) -> Span | None:
     return verbatim_span(query_text, text) if len(query_text.split()) >= MIN_COPIED_WORDS else None
 
 
-def mask_title(query_text: str, title: str) -> str:
-    """The title without a copy of the query. A record has no column for it: the two texts say it."""
-    return mask(title, copied_span(query_text, title))
+def mask_titles(query_text: str, titles: Sequence[str]) -> list[str]:
+    """A record's titles, the positive's first, each without a copy of the query; no column has the spans: the texts do.
+
+    Where nothing is left of the positive's, the others go as well. Else a title would be the mark of a negative, and
+    what a training learns is to look for one.
+    """
+    left = [mask(title, copied_span(query_text, title)) for title in titles]
+    return [""] * len(left) if titles[0] and not left[0] else left
 
 
 def mask(text: str, span: Span | None) -> str:

@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Text, bindparam, cast, select
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from shared.masking import copied_span, mask, mask_title
+from shared.masking import copied_span, mask, mask_titles
 from shared.records import Passage
 from shared.reviews import reviewed_records
 from shared.schema import queries
@@ -109,14 +109,9 @@ def with_masked(batches: Iterable[list[ExportRow]]) -> Iterator[list[ExportRow]]
 
 def _masked_passages(row: ExportRow) -> list[str]:
     """The record's positive, then its negatives, each without copies of the query."""
-    query = row["query_text"]
-    negatives = zip(row["negative_titles"], row["negative_texts"], row["negative_spans"], strict=True)
+    titles = mask_titles(row["query_text"], [row["positive_title"], *row["negative_titles"]])
+    texts, spans = [row["positive_text"], *row["negative_texts"]], [row["positive_span"], *row["negative_spans"]]
     return [
-        masked(query, row["positive_title"], row["positive_text"], row["positive_span"]),
-        *(masked(query, *negative) for negative in negatives),
+        f"{title} {mask(text, (span[0], span[1]) if span else None)}".strip()
+        for title, text, span in zip(titles, texts, spans, strict=True)
     ]
-
-
-def masked(query: str, title: str, text: str, span: list[int] | None) -> str:
-    """A passage as one text, without the span, and without a title that is the query."""
-    return f"{mask_title(query, title)} {mask(text, (span[0], span[1]) if span else None)}".strip()

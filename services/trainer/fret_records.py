@@ -18,7 +18,7 @@ from sqlalchemy import Engine, Select, desc, func, select
 
 from services.trainer.config import TrainingConfig
 from shared.database import one_of
-from shared.masking import Span, mask, mask_title
+from shared.masking import Span, mask, mask_titles
 from shared.records import Passage
 from shared.reviews import reviewed_records
 from shared.schema import queries, runs
@@ -94,23 +94,22 @@ def format_passage_text(prompts: str, title: str, text: str) -> str:
 
 
 def make_example(record: Record, config: TrainingConfig, epoch: int) -> Example:
-    """Formats a record; with `mask_probability` its verbatim spans are taken out, seeded by seed, epoch and query."""
+    """Formats a record; with `mask_probability` copies of its query are taken out, seeded by seed, epoch and query."""
     masked = random.Random(f"{config.seed}:{epoch}:{record.query_id}").random() < config.mask_probability  # noqa: S311
 
-    def passage(of: Passage, span: Span | None) -> str:
-        if not masked:
-            return format_passage_text(config.prompts, of.title, of.text)
-        return format_passage_text(config.prompts, mask_title(record.query_text, of.title), mask(of.text, span))
+    passages, spans = [record.positive, *record.negatives], [record.positive_span, *record.negative_spans]
+    titles, texts = [passage.title for passage in passages], [passage.text for passage in passages]
+    if masked:
+        titles, texts = mask_titles(record.query_text, titles), list(map(mask, texts, spans))
+    positive, *negatives = (format_passage_text(config.prompts, *pair) for pair in zip(titles, texts, strict=True))
 
     return Example(
         query=format_query(record.task_description, record.query_text)
         if config.prompts == "gecko"
         else record.query_text,
-        positive=passage(record.positive, record.positive_span),
+        positive=positive,
         positive_id=record.positive.passage_id,
-        negatives=tuple(passage(*pair) for pair in zip(record.negatives, record.negative_spans, strict=True))
-        if config.hard_negatives
-        else (),
+        negatives=tuple(negatives) if config.hard_negatives else (),
         same_tower_negatives=config.same_tower_negatives,
     )
 
