@@ -34,11 +34,11 @@ def copied_span(query_text: str, text: str) -> Span | None:
 def mask_titles(query_text: str, titles: Sequence[str]) -> list[str]:
     """A record's titles, the positive's first, each without a copy of the query; no column has the spans: the texts do.
 
-    Where nothing is left of the positive's, the others go as well. Else a title would be the mark of a negative, and
-    what a training learns is to look for one.
+    Where no word is left of the positive's, the others go as well. Else a title would be the mark of a negative, and
+    what a training learns is to look for one. What other queries of a batch have for positives keeps its titles.
     """
     left = [mask(title, copied_span(query_text, title)) for title in titles]
-    return [""] * len(left) if titles[0] and not left[0] else left
+    return [""] * len(left) if titles[0] and not re.search(r"\w", left[0]) else left
 
 
 def mask(text: str, span: Span | None) -> str:

@@ -108,7 +108,7 @@ def with_masked(batches: Iterable[list[ExportRow]]) -> Iterator[list[ExportRow]]
 
 
 def _masked_passages(row: ExportRow) -> list[str]:
-    """The record's positive, then its negatives, each without copies of the query."""
+    """The record's positive, then its negatives, each without copies of the query (`mask_titles`)."""
     titles = mask_titles(row["query_text"], [row["positive_title"], *row["negative_titles"]])
     texts, spans = [row["positive_text"], *row["negative_texts"]], [row["positive_span"], *row["negative_spans"]]
     return [

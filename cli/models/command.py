@@ -26,6 +26,8 @@ from shared.reviews import DROPPED, count_reviews
 from shared.runs import find_run
 from shared.trainings import find_training, start_training
 
+WORTH_SAYING = 0.01  # of the positives, of which 200 are looked at
+
 
 def train(
     context: typer.Context,
@@ -120,12 +122,11 @@ def train(
                 f"`fretwork run cancel {found.name} --trainings` ends it"
             )
             raise
-    if facts.get("passages_cut"):
-        say(
-            f"{facts['passages_cut']:.0%} of the passages are longer than the {config.passage_max_len} tokens that "
-            "were read of them: --passage-max-len reads more"
-        )
-    if facts.get("interpolation") == 0:
+    if facts.get("share_cut", 0) >= WORTH_SAYING:
+        read, most = config.passage_max_len, facts["longest_input"]
+        more = f"; --passage-max-len reads more, up to {most:,}" if most > read else ""
+        say(f"about {facts['share_cut']:.0%} of the positives are longer than the {read:,} tokens that were read{more}")
+    if "development_ndcg@10" in facts and facts["interpolation"] == 0:
         say("the training did not help on the run's held-out queries: the folder holds the base's weights")
     typer.echo(output)
     say(f"next: fretwork evaluate {output} --beir DIR --baseline {model_name_or_path} --card")

@@ -7,6 +7,7 @@ from sentence_transformers import SentenceTransformer
 from services.trainer.config import TrainingConfig
 from services.trainer.encoder import tokenize
 from services.trainer.fret_records import RecordSource, make_example
+from services.trainer.mixture_config import FretSource
 from services.trainer.prompts import put_before
 from shared.errors import SettingError
 
@@ -26,11 +27,11 @@ def check_lengths(model: SentenceTransformer, config: TrainingConfig) -> None:
 def longest_input(model: SentenceTransformer) -> int:
     """How many tokens the transformer has positions for; the folder's own `max_seq_length` may be less.
 
-    RoBERTa and its kin count positions from behind their padding's. Where the configuration names no limit, as of
-    relative positions, it is the tokenizer's.
+    RoBERTa and its kin count positions from behind their padding's. Where the configuration names no limit, as T5's
+    does not, it is what the folder reads.
     """
     transformer = model.transformers_model
-    positions = getattr(transformer.config.get_text_config(), "max_position_embeddings", None) if transformer else None
+    positions = getattr(transformer.config, "max_position_embeddings", None) if transformer else None
     if positions is None or positions < 1:
         return int(model.tokenizer.model_max_length)
     table = getattr(getattr(transformer, "embeddings", None), "position_embeddings", None)
@@ -38,12 +39,16 @@ def longest_input(model: SentenceTransformer) -> int:
     return int(positions) - (0 if padding is None else padding + 1)
 
 
-def share_cut(model: SentenceTransformer, source: RecordSource, config: TrainingConfig) -> float | None:
-    """The share of a run's positives that is longer than `passage_max_len`, by a sample; None without any record."""
-    records = source.page(None, SAMPLE)
+def share_cut(model: SentenceTransformer, source: RecordSource, config: TrainingConfig) -> dict[str, float]:
+    """The share of a run's positives that is longer than `passage_max_len`, by a sample.
+
+    Nothing where no record is trained on.
+    """
+    is_used = config.mixture is None or any(isinstance(each, FretSource) for each in config.mixture.sources)
+    records = source.page(None, SAMPLE) if is_used else []
     if not records:
-        return None
+        return {}
     before = put_before(model, config).document
     texts = [before + make_example(record, config, epoch=0).positive for record in records]
     lengths = [len(ids) for ids in tokenize(model, texts, config.passage_max_len + 1)]
-    return sum(length > config.passage_max_len for length in lengths) / len(records)
+    return {"share_cut": sum(length > config.passage_max_len for length in lengths) / len(records)}

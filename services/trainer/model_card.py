@@ -28,7 +28,7 @@ def render(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> st
     mixture, sources = config.pop("mixture", None), facts.pop("sources", {})
     plain_mean, prompts = facts.pop("plain_mean", False), facts.pop("prompts", {"query": "", "document": ""})
     base = config["model_name_or_path"]
-    cut = f" ({facts.pop('passages_cut'):.0%} of the run's are longer)" if "passages_cut" in facts else ""
+    cut = f" (about {facts['share_cut']:.0%} of the run's positives are longer)" if facts.get("share_cut") else ""
     return f"""---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -197,11 +197,13 @@ def _development(facts: Mapping[str, Any], asked: float | None) -> str:
         why = "the run has fewer than 200 records" if asked is None else "the share of the tuned weights was given"
         return f"\nNo record was held out ({why}), so nothing here says whether this model is better than its base.\n"
     on = f"On {facts['development_queries']} of the run's own queries, held out from training, nDCG@10 is"
-    of_base = max(found["0"], found.get("base_with_own_prompts", 0.0))
+    of_base = max(found["0"], found.get("base_as_it_is", 0.0))
     of_model = found[format(facts["interpolation"], "g")]
     if facts["interpolation"] == 0:
+        read_otherwise = found["0"] > found.get("base_as_it_is", found["0"])
+        what = "has its base's weights, read as in the training" if read_otherwise else "is its base, unchanged"
         return (
-            f"\n**This model is its base, unchanged.** {on} {of_base:.4f} with the base's weights and "
+            f"\n**This model {what}.** {on} {of_base:.4f} with the base's weights and "
             f"{found['1']:.4f} with the tuned ones; no share of them did better than none.\n"
         )
     return (
@@ -212,7 +214,7 @@ def _development(facts: Mapping[str, Any], asked: float | None) -> str:
 
 
 def _undecided(found: Mapping[str, float]) -> str:
-    of_shares = {value for share, value in found.items() if share != "base_with_own_prompts"}
+    of_shares = {value for share, value in found.items() if share != "base_as_it_is"}
     return " All shares of the tuned weights do alike there, so they do not tell." if len(of_shares) == 1 else ""
 
 

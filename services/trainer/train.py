@@ -25,13 +25,13 @@ from sentence_transformers import SentenceTransformer
 from torch.optim.swa_utils import AveragedModel
 
 from services.trainer.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from services.trainer.config import Prompts, TrainingConfig
+from services.trainer.config import TrainingConfig
 from services.trainer.data import OnRows, open_data
 from services.trainer.development import choose_share, copied, hold_out, mix
 from services.trainer.encoder import encode, load_model, ready_for_training, tokenize
 from services.trainer.export import export_model
 from services.trainer.fret_records import Position, Record, RecordSource
-from services.trainer.lengths import check_lengths, share_cut
+from services.trainer.lengths import check_lengths, longest_input, share_cut
 from services.trainer.onnx_file import check_can_write_onnx
 from services.trainer.peers import ALONE, Peers
 from services.trainer.prompts import resolved
@@ -96,7 +96,7 @@ def train(
     config = resolved(model, config)
     weight_by_dim = _checked_dims(config, model)
     check_lengths(model, config)
-    cut = share_cut(model, source, config)
+    lengths = {"longest_input": longest_input(model)} | share_cut(model, source, config)
     # the data sees the whole batch, of which each process encodes its share
     whole = {"per_device_train_batch_size": config.per_device_train_batch_size * peers.size}
     # what a checkpoint is good for: with other records the ones held out may be ones that it was trained on
@@ -162,7 +162,7 @@ def train(
         "first_loss": state.first_loss,
         "last_loss": state.last_loss,
         "seconds": round(state.seconds, 1),
-        **({} if cut is None else {"passages_cut": cut}),
+        **lengths,
         **(about or {}),
     }
     if averaged is not None:
@@ -172,7 +172,7 @@ def train(
     model_dir = work_dir / "model"
     if peers.rank == 0:  # alone: the host's memory has to hold the weights twice more for it
         facts |= _interpolated(model, fitting, held_out)
-        written = config.model_copy(update={"prompts": Prompts(facts.pop("written", config.prompts))})
+        written = config.model_copy(update=facts.pop("written", {}))
         export_model(model, written, facts, dims=list(weight_by_dim), target=model_dir)
     return {**facts, "model_dir": str(model_dir)}
 

@@ -24,10 +24,11 @@ PASSAGES = 64
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A run with its records, a model trained on them, and what `evaluate` said of that model."""
+    """A run with its records, a model trained on them, what `train` said, and what `evaluate` said of that model."""
 
     run: Run
     model: Path
+    said: str
     report: dict[str, Any]
 
 
@@ -59,7 +60,7 @@ def trained(stack: Stack, beir_folder: Path, tmp_path_factory: pytest.TempPathFa
     stack.finish(run)
     model = tmp_path_factory.mktemp("models") / "docs-small"
     few = ("--per-device-train-batch-size", "8", "--passage-max-len", "48", "--matryoshka-dims", "128")
-    fretwork(stack, "train", run.name, "--output", str(model), *few)
+    said = fretwork(stack, "train", run.name, "--output", str(model), *few).stderr
     compared = ("--baseline", "all-MiniLM-L6-v2", "--dims", "384,128", "--json")
     evaluated = fretwork(stack, "evaluate", str(model), "--beir", str(beir_folder), *compared)
-    return Trained(run, model, json.loads(evaluated.stdout))
+    return Trained(run, model, said, json.loads(evaluated.stdout))

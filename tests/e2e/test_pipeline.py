@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from uuid import UUID
 
@@ -111,6 +112,8 @@ def test_training_and_evaluation_go_through_the_trainers_queue(stack: Stack, tra
     written = {file.name for file in trained.model.iterdir()}
     assert {"modules.json", "config_sentence_transformers.json", "README.md"} <= written
     assert json.loads((trained.model / "config.json").read_text())["matryoshka_dimensions"] == [384, 128]
+    told = r"about \d+% of the positives are longer than the 48 tokens that were read; --passage-max-len reads more"
+    assert re.search(f"{told}, up to 512", " ".join(trained.said.split()))
     report = trained.report
     assert set(report["dims"]) == {"384", "128"}
     low, high = report["delta"]["384"]["ndcg@10"]["ci95"]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 
 from services.trainer.config import TrainingConfig
 from services.trainer.development import FEWEST_QUERIES, MOST_QUERIES, SHARES, choose_share, hold_out
 from services.trainer.encoder import load_model
 from services.trainer.model_card import render
 from services.trainer.train import train
+from tests.records_in_memory import Records
 from tests.unit.test_train import config, records
 
 
@@ -91,11 +94,32 @@ def test_a_base_that_is_better_with_its_own_prompts_is_handed_over_with_them(bas
     # six tokens of `task: search result | query: …` are the same for every query
     facts = train(config(base, num_train_epochs=1, query_max_len=6), records(10 * FEWEST_QUERIES), tmp_path)
     scores = facts["development_ndcg@10"]
-    assert scores["base_with_own_prompts"] > max(scores[f"{share:g}"] for share in SHARES)
+    assert scores["base_as_it_is"] > max(scores[f"{share:g}"] for share in SHARES)
     assert facts["interpolation"] == 0
     handed = load_model(facts["model_dir"])
     assert handed.prompts == {"query": "", "document": ""}
     before = load_model(base).state_dict()
     assert all(torch.equal(weight, before[name]) for name, weight in handed.state_dict().items())
     card = (Path(facts["model_dir"]) / "README.md").read_text()
-    assert f"{scores['base_with_own_prompts']:.4f} with the base's weights" in card
+    assert f"{scores['base_as_it_is']:.4f} with the base's weights" in card
+
+
+def test_a_base_that_is_better_as_far_as_its_folder_reads_is_handed_over_so(base: str, tmp_path: Path) -> None:
+    cut = SentenceTransformer(base)
+    cut.max_seq_length = 16
+    cut.save_pretrained(str(tmp_path / "cut"), create_model_card=False)
+    # behind the first 16 tokens all passages are alike
+    source = Records(
+        [
+            replace(record, positive=replace(record.positive, text=record.positive.text + " thread lock" * 40))
+            for record in records(10 * FEWEST_QUERIES).page(None, 1000)
+        ]
+    )
+    lengths = {"query_max_len": 16, "passage_max_len": 64}
+    wanted = config(str(tmp_path / "cut"), num_train_epochs=1, prompts="none", learning_rate=1e-9, **lengths)
+    facts = train(wanted, source, tmp_path / "work")
+    scores = facts["development_ndcg@10"]
+    assert scores["base_as_it_is"] > max(scores[f"{share:g}"] for share in SHARES)
+    assert facts["interpolation"] == 0
+    assert SentenceTransformer(facts["model_dir"]).max_seq_length == 16
+    assert "is its base, unchanged" in (Path(facts["model_dir"]) / "README.md").read_text()

@@ -40,6 +40,7 @@ def test_training_leaves_it_out_as_often_as_a_span(probability: float, positive:
     ("positive", "others"),
     [
         (TITLE, ["", ""]),  # none of them is told by a title
+        (f"{TITLE}?", ["", ""]),
         (f"{TITLE}, revisited", ["Another", ""]),
         ("", ["Another", ""]),  # the corpus gave it none
         ("A third", ["Another", ""]),

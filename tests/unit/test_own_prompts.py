@@ -81,7 +81,7 @@ def test_a_base_whose_vectors_leave_its_prompts_out_is_trained_without_them(base
     with pytest.raises(SettingError, match="leaves its prompts out of its vectors"):
         train(config(str(tmp_path / "base"), prompts="own"), records(), tmp_path / "own")
     facts = train(config(str(tmp_path / "base"), num_train_epochs=1, prompts="none"), records(200), tmp_path / "none")
-    assert "base_with_own_prompts" not in facts["development_ndcg@10"]
+    assert "base_as_it_is" not in facts["development_ndcg@10"]
 
 
 def test_a_base_whose_own_prompts_are_geckos_gets_task_descriptions_and_titles(bare: str) -> None:

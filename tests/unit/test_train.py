@@ -20,7 +20,7 @@ from services.trainer.checkpoint import newest_checkpoint
 from services.trainer.config import TrainingConfig
 from services.trainer.encoder import chunk_by_length, encode, load_model, ready_for_training, tokenize
 from services.trainer.fret_records import Record
-from services.trainer.lengths import longest_input
+from services.trainer.lengths import longest_input, share_cut
 from services.trainer.mixture_config import FretSource, Mixture
 from services.trainer.train import Progress, learning_rate_share, train
 from shared.errors import NotFoundError, SettingError
@@ -243,7 +243,7 @@ def test_a_model_reads_as_far_as_it_was_trained_to(base: str, tmp_path: Path) ->
     cut.max_seq_length = 16
     cut.save_pretrained(str(tmp_path / "cut"), create_model_card=False)
     facts = train(config(str(tmp_path / "cut"), passage_max_len=64), records(), tmp_path / "work")
-    assert facts["passages_cut"] == 0
+    assert (facts["share_cut"], facts["longest_input"]) == (0, 64)
     trained = SentenceTransformer(str(tmp_path / "work/model"))
     assert trained.max_seq_length == 64
     near, far = trained.encode(["open " * 40 + "the file", "open " * 40 + "a lock"])
@@ -255,22 +255,29 @@ def test_counts_the_passages_that_it_cuts(base: str, tmp_path: Path) -> None:
     lengths = [len(ids) for ids in tokenize(load_model(base), texts, 64)]
     most = sorted(lengths)[len(lengths) // 2]  # as long as this one is not longer
     facts = train(config(base, prompts="none", passage_max_len=most), records(), tmp_path / "work")
-    assert 0 < facts["passages_cut"] < 0.6
-    assert facts["passages_cut"] == sum(length > most for length in lengths) / len(lengths)
+    assert 0 < facts["share_cut"] < 0.6
+    assert facts["share_cut"] == sum(length > most for length in lengths) / len(lengths)
     card = (tmp_path / "work/model/README.md").read_text()
-    assert f"up to {most} tokens in training ({facts['passages_cut']:.0%} of the run's are longer)" in card
+    assert f"up to {most} tokens in training (about {facts['share_cut']:.0%} of the run's positives are longer)" in card
+
+
+def test_counts_nothing_where_the_records_are_not_trained_on(base: str, tmp_path: Path) -> None:
+    pairs = dataset_source("pair", jsonl(tmp_path / "pairs.jsonl", [{"query": "open", "positive": "a file"}] * 8))
+    wanted = config(base, passage_max_len=4)
+    assert share_cut(load_model(base), records(), wanted)["share_cut"] == 1
+    without = wanted.model_copy(update={"mixture": Mixture(sources=(pairs,))})
+    assert share_cut(load_model(base), records(), without) == {}
 
 
 def test_counts_positions_as_the_architecture_does(base: str, tmp_path: Path) -> None:
-    assert longest_input(load_model(base)) == 64
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)
     sizes = {"vocab_size": 200, "hidden_size": DIM, "num_hidden_layers": 1, "num_attention_heads": 4}
-    RobertaModel(RobertaConfig(**sizes, max_position_embeddings=66, pad_token_id=1)).save_pretrained(tmp_path)
+    RobertaModel(RobertaConfig(**sizes, max_position_embeddings=42, pad_token_id=1)).save_pretrained(tmp_path)
     roberta = load_model(str(tmp_path))
-    assert longest_input(roberta) == 64
-    assert encode(roberta, [[5] * 64]).isfinite().all()
+    assert longest_input(roberta) == 40
+    assert encode(roberta, [[5] * 40]).isfinite().all()
     with pytest.raises(RuntimeError, match="out of bounds"):
-        encode(roberta, [[5] * 65])
+        encode(roberta, [[5] * 41])
 
 
 def test_refuses_a_base_that_cannot_be_loaded(tmp_path: Path) -> None:
