@@ -18,6 +18,7 @@ from shared.records import Passage
 from shared.reviews import reviewed_records
 from shared.schema import queries
 from shared.store import load_passages
+from shared.text_format import plain_passage
 
 BATCH_RECORDS = 500
 
@@ -112,6 +113,6 @@ def _masked_passages(row: ExportRow) -> list[str]:
     titles = mask_titles(row["query_text"], [row["positive_title"], *row["negative_titles"]])
     texts, spans = [row["positive_text"], *row["negative_texts"]], [row["positive_span"], *row["negative_spans"]]
     return [
-        f"{title} {mask(text, (span[0], span[1]) if span else None)}".strip()
+        plain_passage(title, mask(text, (span[0], span[1]) if span else None))
         for title, text, span in zip(titles, texts, spans, strict=True)
     ]

@@ -29,7 +29,6 @@ MOST_QUERIES = 200
 FEWEST_QUERIES = 20  # with fewer a share is chosen by chance: none are held out
 MOST_PASSAGES = 1000
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
-AS_IT_IS = "base_as_it_is"  # beside the shares, where the training's prompts or lengths are not the base's
 
 
 class Rest:
@@ -99,7 +98,7 @@ def choose_share(
         mix(model, tuned, base, 0.0)
         asked = config.model_copy(update=as_it_is)
         of_base = _ndcg_at_10(model, *_texts(held_out, asked), asked)
-        facts["development_ndcg@10"][AS_IT_IS] = round(of_base, 4)
+        facts["development_ndcg@10"]["base_as_it_is"] = round(of_base, 4)
         if (of_base, 0.0) >= (found[best], best):
             return {"interpolation": 0.0, "written": as_it_is, **facts}
     mix(model, tuned, base, best)

@@ -40,7 +40,7 @@ def longest_input(model: SentenceTransformer) -> int:
 
 
 def share_cut(model: SentenceTransformer, source: RecordSource, config: TrainingConfig) -> dict[str, float]:
-    """The share of a run's positives that is longer than `passage_max_len`, by a sample.
+    """The share of the positives that is longer than `passage_max_len`, by a sample; `source` is what was trained on.
 
     Nothing where no record is trained on.
     """

@@ -96,7 +96,6 @@ def train(
     config = resolved(model, config)
     weight_by_dim = _checked_dims(config, model)
     check_lengths(model, config)
-    lengths = {"longest_input": longest_input(model)} | share_cut(model, source, config)
     # the data sees the whole batch, of which each process encodes its share
     whole = {"per_device_train_batch_size": config.per_device_train_batch_size * peers.size}
     # what a checkpoint is good for: with other records the ones held out may be ones that it was trained on
@@ -162,7 +161,6 @@ def train(
         "first_loss": state.first_loss,
         "last_loss": state.last_loss,
         "seconds": round(state.seconds, 1),
-        **lengths,
         **(about or {}),
     }
     if averaged is not None:
@@ -171,6 +169,7 @@ def train(
     del optimizer, averaged  # their memory is needed now
     model_dir = work_dir / "model"
     if peers.rank == 0:  # alone: the host's memory has to hold the weights twice more for it
+        facts |= {"longest_input": longest_input(model), **share_cut(model, source, config)}
         facts |= _interpolated(model, fitting, held_out)
         written = config.model_copy(update=facts.pop("written", {}))
         export_model(model, written, facts, dims=list(weight_by_dim), target=model_dir)

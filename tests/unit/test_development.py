@@ -17,6 +17,7 @@ from services.trainer.model_card import render
 from services.trainer.train import train
 from tests.records_in_memory import Records
 from tests.unit.test_train import config, records
+from tests.unit.tiny_model import with_max_seq_length
 
 
 @pytest.mark.parametrize(("count", "held"), [(10 * FEWEST_QUERIES - 1, 0), (10 * FEWEST_QUERIES, FEWEST_QUERIES)])
@@ -105,9 +106,7 @@ def test_a_base_that_is_better_with_its_own_prompts_is_handed_over_with_them(bas
 
 
 def test_a_base_that_is_better_as_far_as_its_folder_reads_is_handed_over_so(base: str, tmp_path: Path) -> None:
-    cut = SentenceTransformer(base)
-    cut.max_seq_length = 16
-    cut.save_pretrained(str(tmp_path / "cut"), create_model_card=False)
+    cut = with_max_seq_length(base, tmp_path / "cut", 16)
     # behind the first 16 tokens all passages are alike
     source = Records(
         [
@@ -116,7 +115,7 @@ def test_a_base_that_is_better_as_far_as_its_folder_reads_is_handed_over_so(base
         ]
     )
     lengths = {"query_max_len": 16, "passage_max_len": 64}
-    wanted = config(str(tmp_path / "cut"), num_train_epochs=1, prompts="none", learning_rate=1e-9, **lengths)
+    wanted = config(cut, num_train_epochs=1, prompts="none", learning_rate=1e-9, **lengths)
     facts = train(wanted, source, tmp_path / "work")
     scores = facts["development_ndcg@10"]
     assert scores["base_as_it_is"] > max(scores[f"{share:g}"] for share in SHARES)

@@ -27,7 +27,7 @@ from shared.errors import NotFoundError, SettingError
 from shared.records import NAMESPACE, Passage
 from tests.records_in_memory import Records
 from tests.unit.datasets_in_files import dataset_source, jsonl
-from tests.unit.tiny_model import DIM, WORDS, make_tiny_model
+from tests.unit.tiny_model import DIM, WORDS, make_tiny_model, with_max_seq_length
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -239,10 +239,8 @@ def test_refuses_before_the_first_step_what_the_model_lacks(
 
 def test_a_model_reads_as_far_as_it_was_trained_to(base: str, tmp_path: Path) -> None:
     """A folder's `max_seq_length` is where its authors cut; the positions behind it can be trained."""
-    cut = SentenceTransformer(base)
-    cut.max_seq_length = 16
-    cut.save_pretrained(str(tmp_path / "cut"), create_model_card=False)
-    facts = train(config(str(tmp_path / "cut"), passage_max_len=64), records(), tmp_path / "work")
+    cut = with_max_seq_length(base, tmp_path / "cut", 16)
+    facts = train(config(cut, passage_max_len=64), records(), tmp_path / "work")
     assert (facts["share_cut"], facts["longest_input"]) == (0, 64)
     trained = SentenceTransformer(str(tmp_path / "work/model"))
     assert trained.max_seq_length == 64

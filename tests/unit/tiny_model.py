@@ -26,6 +26,14 @@ def with_prompts(base: str, folder: Path, prompts: Mapping[str, str]) -> str:
     return str(folder)
 
 
+def with_max_seq_length(base: str, folder: Path, tokens: int) -> str:
+    """Writes the model in the folder `base`, which then reads so many tokens, to `folder`, and returns its path."""
+    model = SentenceTransformer(base)
+    model.max_seq_length = tokens
+    model.save_pretrained(str(folder), create_model_card=False)
+    return str(folder)
+
+
 def make_tiny_model(folder: Path) -> str:
     """Writes the model to `folder` and returns its path; equal on every call."""
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ":", "|", "."]
