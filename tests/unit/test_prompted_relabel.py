@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-import tomllib
 import zlib
-from collections import Counter
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -20,7 +16,7 @@ from hypothesis import strategies as st
 
 from services.relabeler import prompted
 from services.relabeler.judged import Judged
-from services.relabeler.prompt import fixed_texts, load_prompt, prompts_of
+from services.relabeler.prompt import prompts_of
 from services.relabeler.prompted import BYTES_PER_TOKEN, MAX_LIST_TOKENS, expected_grade, in_lists, judge, judge_all
 from shared.llm import (
     Completion,
@@ -340,67 +336,3 @@ def test_all_queries_of_a_shard_are_at_work_at_once() -> None:
     queries = [(QUERY, passages(2))] * 32
     assert len(asyncio.run(judge_all(llm, queries, GRADED, prompts_of(GRADED)))) == 32
     assert llm.most_at_work == 64
-
-
-# ---- the prompts
-
-
-def content(name: str) -> dict[str, Any]:
-    return tomllib.loads(files("services.relabeler").joinpath(f"prompts/{name}.toml").read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize("name", ["ql", "rc_graded", "rc_binary"])
-def test_examples_are_written_as_what_is_asked(name: str) -> None:
-    examples = content(name)["examples"]
-    for field in ("query", "passage"):
-        assert len({example[field] for example in examples}) == len(examples), field
-    prompt = load_prompt(name, None)
-    instruction, *blocks, end = prompt.head.split("\n\n")
-    assert end == ""
-    assert instruction == content(name)["instruction"].strip()
-    for block, example in zip(blocks, examples, strict=True):
-        query = TaskQuery(UUID(int=1), UUID(int=1), 0, example["task"], example["query"])
-        title = f"Title: {example['title']}\n" if example["title"] else ""
-        answer = prompt.answer.format(query=example["query"], label=example.get("label"))
-        assert block == prompt.render(query, f"{title}Passage: {example['passage']}").removeprefix(prompt.head) + answer
-    assert load_prompt(name, 0).head == f"{instruction}\n\n"
-
-
-@pytest.mark.parametrize(("name", "labels"), [("rc_graded", 4), ("rc_binary", 2)])
-def test_examples_are_balanced_over_the_labels(name: str, labels: int) -> None:
-    examples = [example["label"] for example in content(name)["examples"]]
-    known = [label["text"] for label in content(name)["labels"]]
-    assert set(examples) == set(known)
-    for end in range(labels, len(examples) + 1, labels):
-        assert len(set(Counter(examples[:end]).values())) == 1
-    assert load_prompt(name, None).grades == tuple(range(labels))
-    assert len({label[0] for label in known}) == labels  # no two begin alike
-    assert load_prompt(name, None).labels[-1] == f" {known[-1]}"
-
-
-def test_the_head_never_changes_and_is_what_comes_first() -> None:
-    for prompt in prompts_of(LLMConfig()).each:
-        for block in ("Passage: a", "Passage: b"):
-            assert prompt.render(QUERY, block).startswith(prompt.head)
-
-
-def test_hashes_tell_prompts_apart_and_nothing_else() -> None:
-    variants = [
-        LLMConfig(),
-        LLMConfig(num_examples=0),
-        LLMConfig(num_examples=2),
-        LLMConfig(relevance="binary"),
-        LLMConfig(relevance="binary", num_examples=0),
-    ]
-    assert len({prompts_of(config).rc.sha256 for config in variants}) == len(variants)
-    assert prompts_of(LLMConfig()).sha256 == prompts_of(LLMConfig(temperature=0.1, graded_score="peak")).sha256
-    assert set(prompts_of(LLMConfig()).sha256) == {"ql", "rc"}
-
-
-def test_fixed_texts_are_the_prompts_without_passage_and_query() -> None:
-    assert [text[:20] for text in fixed_texts(LLMConfig())] == [p.head[:20] for p in prompts_of(LLMConfig()).each]
-    assert len(fixed_texts(GRADED)[1]) < len(fixed_texts(LLMConfig())[1])
-
-
-def test_the_prompts_files_are_packaged() -> None:
-    assert Path(str(files("services.relabeler").joinpath("prompts/ql.toml"))).is_file()
