@@ -98,10 +98,14 @@ def make_example(record: Record, config: TrainingConfig, epoch: int) -> Example:
     masked = random.Random(f"{config.seed}:{epoch}:{record.query_id}").random() < config.mask_probability  # noqa: S311
 
     passages, spans = [record.positive, *record.negatives], [record.positive_span, *record.negative_spans]
-    titles, texts = [passage.title for passage in passages], [passage.text for passage in passages]
+    shown = [(passage.title, passage.text) for passage in passages]
     if masked:
-        titles, texts = mask_titles(record.query_text, titles), list(map(mask, texts, spans))
-    positive, *negatives = (format_passage_text(config.prompts, *pair) for pair in zip(titles, texts, strict=True))
+        titles = mask_titles(record.query_text, [passage.title for passage in passages])
+        texts = [mask(passage.text, span) for passage, span in zip(passages, spans, strict=True)]
+        left = list(zip(titles, texts, strict=True))
+        # of a passage that is nothing but the query nothing is left: the positive then stays whole, a negative goes
+        shown = [left[0] if any(left[0]) else shown[0], *filter(any, left[1:])]
+    positive, *negatives = (format_passage_text(config.prompts, *pair) for pair in shown)
 
     return Example(
         query=format_query(record.task_description, record.query_text)

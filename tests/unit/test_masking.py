@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
 from uuid import UUID
 
 import pytest
 
 from cli.export.rows import with_masked
 from services.trainer.config import TrainingConfig
-from services.trainer.fret_records import Record, make_example
+from services.trainer.fret_records import Record, format_passage_text, make_example
 from shared.masking import mask_titles
 from shared.records import Passage
 
@@ -34,6 +35,17 @@ def test_training_leaves_it_out_as_often_as_a_span(probability: float, positive:
     record = Record(UUID(int=2), "search result", TITLE, seed)
     config = TrainingConfig(mask_probability=probability, prompts="none")
     assert make_example(record, config, 0).positive == positive
+
+
+@pytest.mark.parametrize("prompts", ["none", "gecko"])
+def test_no_training_reads_an_empty_text(prompts: Literal["none", "gecko"]) -> None:
+    """Of two passages that are the query and nothing else the positive stays as it is; the negative goes."""
+    copy, span, other = "Loss of p53 slows down division", (0, 31), Passage(UUID(int=3), "", "Cells divide.")
+    same = [Passage(UUID(int=n), "", copy) for n in (1, 2)]
+    record = Record(UUID(int=9), "search result", copy, same[0], (same[1], other), span, (span, None))
+    example = make_example(record, TrainingConfig(mask_probability=1.0, prompts=prompts), 0)
+    read = [format_passage_text(prompts, "", text) for text in (copy, "Cells divide.")]
+    assert [example.positive, *example.negatives] == read
 
 
 @pytest.mark.parametrize(
