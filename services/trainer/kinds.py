@@ -97,7 +97,11 @@ def hypotheses(source: NliSource, rows: Iterable[Row], dropped: Counter[str]) ->
 
 
 def nli_examples(premise: str, following: list[str], contradicting: list[str]) -> Iterator[TextExample]:
-    """An example for each hypothesis that follows; what contradicts is shared out among them."""
+    """An example for each hypothesis that follows; what contradicts is shared out among them.
+
+    Annotators may differ: a hypothesis that follows as well is no negative.
+    """
+    contradicting = [hypothesis for hypothesis in contradicting if hypothesis not in following]
     for number, hypothesis in enumerate(following):
         own = contradicting[number :: len(following)] or contradicting[:1]
         yield TextExample(premise, hypothesis, negatives=tuple(own))

@@ -85,6 +85,7 @@ def test_nli_is_grouped_by_premise_wherever_its_rows_stand(tmp_path: Path) -> No
         ("p", "follows 2", 0),
         ("p", "contradicts 2", 2),
         ("p", "contradicts 3", 2),
+        ("p", "follows 1", 2),  # annotators differ
         ("s", "", 0),
     ]
     rows = [{"premise": premise, "hypothesis": text, "label": label} for premise, text, label in said]
