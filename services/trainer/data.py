@@ -18,7 +18,7 @@ from services.trainer.fret_records import Example, Position, RecordSource, batch
 from services.trainer.mixture_config import FretSource, Mixture
 from services.trainer.prepare import load_prepared, prepare
 from services.trainer.sources import DatasetExamples, ExampleSource
-from shared.durably import rename_durably
+from shared.durably import rename_durably, replace_durably
 from shared.errors import NotFoundError
 
 OnRows = Callable[[str, int], None]
@@ -129,20 +129,36 @@ class _Mixed:
 
 
 def _prepared(mixture: Mixture, records: RecordSource, folders: Sequence[Path], on_rows: OnRows) -> Path:
-    """The folder `mixture` in one of `folders` if there is one, else the last's, once it is complete."""
+    """The folder `mixture` in one of `folders` if there is one, else the last's, once it is complete.
+
+    The last begins with the sources that the others have whole: to read them anew may be hours.
+    """
     for folder in folders:
         if (folder / "mixture").is_dir():
             return folder / "mixture"
     unfinished, target = folders[-1] / "unfinished-mixture", folders[-1] / "mixture"
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True, exist_ok=True)
+    for folder in folders[:-1]:
+        _take_over(folder / "unfinished-mixture", unfinished)
     for source in mixture.sources:
-        told = partial(on_rows, source.name)
+        told, place, partly = partial(on_rows, source.name), unfinished / source.name, unfinished / f".{source.name}"
+        shutil.rmtree(partly, ignore_errors=True)
         if isinstance(source, FretSource):
-            write_index(records, _counted(records), unfinished / source.name, told)
-        else:
-            prepare(source, unfinished / source.name, told)
+            write_index(records, _counted(records), partly, told)
+            replace_durably(partly, place)  # the run may have got more records
+        elif not place.is_dir():
+            prepare(source, partly, told)
+            rename_durably(partly, place)
     rename_durably(unfinished, target)
     return target
+
+
+def _take_over(earlier: Path, unfinished: Path) -> None:
+    """Moves the whole sources of an earlier attempt; the rest of it goes."""
+    for path in earlier.iterdir() if earlier.is_dir() else ():
+        if not path.name.startswith(".") and not (unfinished / path.name).exists():
+            path.rename(unfinished / path.name)
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def _counted(records: RecordSource) -> int:

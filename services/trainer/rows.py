@@ -19,7 +19,7 @@ from pyarrow import parquet
 from services.trainer.lines import Where, json_lines, text_lines
 from services.trainer.mixture_config import DatasetSource
 from shared.database import is_transient
-from shared.errors import InvalidInputError, SettingError
+from shared.errors import InvalidInputError, SetbackError, SettingError
 
 Row = tuple[Where, dict[str, Any]]
 
@@ -33,7 +33,7 @@ def read_rows(source: DatasetSource) -> Iterator[Row]:
     """The source's rows in their order; a row of a dataset has its number for a line.
 
     Raises InvalidInputError for what is missing, of no known kind or broken, SettingError for a dataset that the hub
-    does not give out.
+    does not give out, SetbackError where it does not answer.
     """
     if source.path is None:
         return _read_hub(source)
@@ -122,7 +122,8 @@ def _read_hub(source: DatasetSource) -> Iterator[Row]:
     try:
         dataset = load_dataset(source.hub, source.config, split=source.split, streaming=True)
     except Exception as error:  # whatever the libraries raise for a name that is none, or a hub out of reach
-        raise SettingError(
+        kind = SetbackError if is_transient(error) else SettingError  # a hub that is away may be back
+        raise kind(
             f"the dataset {source.hub!r} of the source {source.name!r} cannot be loaded ({type(error).__name__}: "
             f"{error}); look at its name, config and split, or where the hub is out of reach name a copy by `path`"
         ) from error
@@ -137,5 +138,5 @@ def _numbered(dataset: Iterable[dict[str, Any]], name: Path | str) -> Iterator[R
     except Exception as error:  # whatever the library raises for a broken file
         if is_transient(error) or isinstance(error, MemoryError):
             raise
-        rule = f"the dataset cannot be read on ({type(error).__name__}: {error})"
+        rule = f"reading the dataset stopped at this row ({type(error).__name__}: {error})"
         raise InvalidInputError(name, number + 1, rule) from error

@@ -91,6 +91,19 @@ def test_a_resumed_training_reads_what_the_first_attempt_read(tmp_path: Path) ->
     assert queries(open_data(made, make_records(30), tmp_path / "3")) == first
 
 
+def test_a_dataset_that_an_earlier_attempt_has_read_is_not_read_again(tmp_path: Path) -> None:
+    """That attempt ended before its first step: here at the third source, of which there was no file yet."""
+    made = config(tmp_path)
+    first = queries(open_data(made, make_records(30), tmp_path / "whole"))
+    (tmp_path / "labelled.jsonl").unlink()
+    with pytest.raises(InvalidInputError, match=r"labelled\.jsonl: there is no such file"):
+        open_data(made, make_records(30), tmp_path / "1")
+    jsonl(tmp_path / "labelled.jsonl", LABELLED)
+    (tmp_path / "pairs.jsonl").unlink()
+    assert queries(open_data(made, make_records(30), tmp_path / "2", [tmp_path / "1"])) == first
+    assert list((tmp_path / "1").iterdir()) == []
+
+
 def rare_and_frequent() -> Records:
     """Forty records, two of them of another task description than the rest."""
     records = make_records(40).page(None, 40)

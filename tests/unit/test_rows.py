@@ -15,7 +15,7 @@ from services.trainer import rows
 from services.trainer.mixture_config import PairSource
 from services.trainer.rows import read_rows
 from shared.database import is_transient
-from shared.errors import InvalidInputError
+from shared.errors import InvalidInputError, SetbackError, SettingError
 
 ROWS = [
     {"query": 'who said "hello", and when', "positive": "Nobody.\nOr somebody."},
@@ -124,7 +124,7 @@ def test_a_folder_that_breaks_off_is_told_with_the_row(tmp_path: Path) -> None:
     file = copy_repository(tmp_path) / "data" / "train-00000-of-00001.parquet"
     sound = file.read_bytes()
     file.write_bytes(sound[:4] + b"\xff" * 40 + sound[44:])
-    with pytest.raises(InvalidInputError, match=r"repository:1: the dataset cannot be read on \("):
+    with pytest.raises(InvalidInputError, match=r"repository:1: reading the dataset stopped at this row \("):
         list(read_rows(source(tmp_path / "repository")))
 
 
@@ -140,6 +140,19 @@ def test_a_hub_that_is_away_in_the_middle_is_no_fault_of_the_data(
     with pytest.raises(type(error)) as caught:
         list(read_rows(source(tmp_path)))
     assert is_transient(caught.value)
+
+
+@pytest.mark.parametrize(("error", "kind"), [(ConnectionError("away"), SetbackError), (KeyError("x"), SettingError)])
+def test_a_hub_that_is_away_at_the_start_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(rows, "load_dataset", fails)
+    asked = PairSource(kind="pair", name="x", task_description="t", hub="owner/name")
+    with pytest.raises(kind, match=r"'owner/name' of the source 'x' cannot be loaded .*name a copy by `path`"):
+        list(read_rows(asked))
 
 
 def test_a_parquet_file_that_is_broken_behind_good_rows_is_told_with_the_row(tmp_path: Path) -> None:
