@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from typing import Self
 from uuid import UUID, uuid5
 
 from services.trainer.fret_records import Record
@@ -34,6 +35,15 @@ class Records:
 
     def find(self, query_ids: Collection[UUID]) -> dict[UUID, Record]:
         return {record.query_id: record for record in self._records if record.query_id in query_ids}
+
+    def count_by_positive(self, passage_ids: Collection[UUID]) -> dict[UUID, int]:
+        return dict(Counter(record.positive.passage_id for record in self.of_positives(passage_ids)))
+
+    def of_positives(self, passage_ids: Collection[UUID]) -> list[Record]:
+        return [record for record in self._records if record.positive.passage_id in passage_ids]
+
+    def without_positives(self, passage_ids: Collection[UUID]) -> Self:
+        return type(self)([record for record in self._records if record.positive.passage_id not in passage_ids])
 
 
 def make_records(count: int) -> Records:

@@ -26,7 +26,7 @@ from shared.reviews import DROPPED, count_reviews
 from shared.runs import find_run
 from shared.trainings import find_training, start_training
 
-WORTH_SAYING = 0.01  # of the positives, of which 200 are looked at
+WORTH_SAYING = 0.01  # of the positives or queries, of which 200 are looked at
 
 
 def train(
@@ -122,14 +122,19 @@ def train(
                 f"`fretwork run cancel {found.name} --trainings` ends it"
             )
             raise
-    if facts.get("share_cut", 0) >= WORTH_SAYING:
-        read, most = config.passage_max_len, facts["longest_input"]
-        more = f"; --passage-max-len reads more, up to {most:,}" if most > read else ""
-        say(f"about {facts['share_cut']:.0%} of the positives are longer than the {read:,} tokens that were read{more}")
+    for share, what, option, read in (
+        ("share_cut", "positives", "--passage-max-len", config.passage_max_len),
+        ("share_of_queries_cut", "queries", "--query-max-len", config.query_max_len),
+    ):
+        if facts.get(share, 0) >= WORTH_SAYING:
+            most = facts["longest_input"]
+            more = f"; {option} reads more, up to {most:,}" if most > read else ""
+            say(f"about {facts[share]:.0%} of the {what} are longer than the {read:,} tokens that were read{more}")
     if "development_ndcg@10" in facts and facts["interpolation"] == 0:
         say("the training did not help on the run's held-out queries: the folder holds the base's weights")
     typer.echo(output)
-    say(f"next: fretwork evaluate {output} --beir DIR --baseline {model_name_or_path} --card")
+    measured_at = ",".join(map(str, facts["dims"]))
+    say(f"next: fretwork evaluate {output} --beir DIR --baseline {model_name_or_path} --dims {measured_at} --card")
 
 
 def evaluate(

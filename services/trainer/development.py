@@ -2,16 +2,16 @@
 
 The exported weights are share · tuned + (1 − share) · base (WiSE-FT, arXiv 2109.01903), the share the one that finds
 the held-out records' positives best. A share of 0 is the base itself: the training did not help, and the card says so.
-The base is also measured as it is, with its own prompts and read as far as its folder says, where the training has
-others: it is what its users have now. The queries are synthetic, as those trained on are: they tell when a training
-forgets, not whether its queries are like people's.
+Texts are read as far as the exported model reads them. The base is also measured as it is, with its own prompts and
+read as far as its folder says, where the exported model has others: it is what its users have now. The queries are
+synthetic, as those trained on are: they tell when a training forgets, not whether its queries are like people's.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -21,9 +21,11 @@ from torch import Tensor
 
 from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.encoder import encode, tokenize
-from services.trainer.fret_records import Record, RecordSource, make_example
+from services.trainer.fret_records import Record, RecordSource, format_passage_text, make_example
+from services.trainer.lengths import exported_length
 from services.trainer.prompts import leaves_prompts_out, of, put_before
 from services.trainer.step import kept_tokens
+from shared.masking import copied_span, mask, mask_titles
 
 MOST_QUERIES = 200
 FEWEST_QUERIES = 20  # with fewer a share is chosen by chance: none are held out
@@ -31,43 +33,26 @@ MOST_PASSAGES = 1000
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
 
 
-class Rest:
-    """The records of a source without the first of them."""
-
-    def __init__(self, source: RecordSource, held_out: Sequence[Record]) -> None:
-        self._source, self._last = source, held_out[-1].query_id
-        self._held_out = Counter(record.task_description for record in held_out)
-
-    def count(self) -> int:
-        return self._source.count() - self._held_out.total()
-
-    def task_description(self) -> str:
-        return self._source.task_description()
-
-    def page(self, after: UUID | None, limit: int) -> list[Record]:
-        return self._source.page(after or self._last, limit)
-
-    def count_by_task(self, at_least: int) -> dict[str, int]:
-        left = {task: count - self._held_out[task] for task, count in self._source.count_by_task(at_least).items()}
-        return {task: count for task, count in left.items() if count >= at_least}
-
-    def tasks(self, after: UUID | None, limit: int) -> list[tuple[UUID, str]]:
-        return self._source.tasks(after or self._last, limit)
-
-    def find(self, query_ids: Collection[UUID]) -> dict[UUID, Record]:
-        return self._source.find(query_ids)
-
-
 def hold_out(source: RecordSource) -> tuple[list[Record], RecordSource]:
     """A tenth of the records, at most MOST_QUERIES, and the rest of them; none where those would be too few.
 
-    They are the first by query id. An id is a hash, so they are a sample of chance, and the same in every attempt.
+    Records with one positive go together, or a held-out query's positive would be trained on with another query. They
+    are those with the positives of the first records by query id. An id is a hash, so they are a sample of chance, and
+    the same in every attempt.
     """
     size = min(MOST_QUERIES, source.count() // 10)
     if size < FEWEST_QUERIES:
         return [], source
-    held_out = source.page(None, size)
-    return held_out, Rest(source, held_out)
+    of_the_first = list(dict.fromkeys(record.positive.passage_id for record in source.page(None, size)))
+    counts = source.count_by_positive(of_the_first)
+    positives, left = list[UUID](), size
+    for passage_id in of_the_first:
+        if counts[passage_id] <= left:
+            positives.append(passage_id)
+            left -= counts[passage_id]
+    if size - left < FEWEST_QUERIES:
+        return [], source
+    return source.of_positives(positives), source.without_positives(positives)
 
 
 def choose_share(
@@ -83,7 +68,7 @@ def choose_share(
         base: its weights before, by name, on the CPU.
     """
     tuned = copied(model)
-    texts = _texts(held_out, config)
+    texts = searched(held_out, config)
     found = {}
     for share in SHARES:
         mix(model, tuned, base, share)
@@ -97,7 +82,7 @@ def choose_share(
     if as_it_is:
         mix(model, tuned, base, 0.0)
         asked = config.model_copy(update=as_it_is)
-        of_base = _ndcg_at_10(model, *_texts(held_out, asked), asked)
+        of_base = _ndcg_at_10(model, *searched(held_out, asked), asked)
         facts["development_ndcg@10"]["base_as_it_is"] = round(of_base, 4)
         if (of_base, 0.0) >= (found[best], best):
             return {"interpolation": 0.0, "written": as_it_is, **facts}
@@ -112,8 +97,9 @@ def _of_the_base(model: SentenceTransformer, config: TrainingConfig) -> dict[str
     same = config.prompts == Prompts.OWN or (config.prompts == Prompts.GECKO and own.is_gecko)
     if not same and not leaves_prompts_out(model):
         differs["prompts"] = Prompts.OWN
-    if config.passage_max_len > (model.max_seq_length or config.passage_max_len):
-        differs["passage_max_len"] = model.max_seq_length
+    read = model.max_seq_length
+    if read and exported_length(model, config) > read:
+        differs |= {"passage_max_len": read, "query_max_len": min(config.query_max_len, read)}
     return differs
 
 
@@ -129,23 +115,28 @@ def mix(model: SentenceTransformer, tuned: Mapping[str, Tensor], base: Mapping[s
             weight.copy_(base[name].lerp(tuned[name], share))
 
 
-def _texts(held_out: Sequence[Record], config: TrainingConfig) -> tuple[list[str], list[str], list[int]]:
+def searched(held_out: Sequence[Record], config: TrainingConfig) -> tuple[list[str], list[str], list[int]]:
     """The queries, the passages to find among, each once, and which of them each query's positive is.
 
     Verbatim copies of a query are taken out of its own record's passages, as in training.
     """
-    masked = config.model_copy(update={"mask_probability": 1.0, "hard_negatives": True})
-    examples = [make_example(record, masked, epoch=0) for record in held_out]
-    passages: dict[UUID, str] = {}
-    for record, example in zip(held_out, examples, strict=True):
-        passages.setdefault(record.positive.passage_id, example.positive)
-    for record, example in zip(held_out, examples, strict=True):
-        for negative, text in zip(record.negatives, example.negatives, strict=True):
-            if len(passages) < MOST_PASSAGES:
-                passages.setdefault(negative.passage_id, text)
+    passages = {record.positive.passage_id: record.positive for record in held_out}
+    for negative in (negative for record in held_out for negative in record.negatives):
+        if len(passages) < MOST_PASSAGES:
+            passages.setdefault(negative.passage_id, negative)
+    for record in held_out:
+        own = [
+            passages[each.passage_id] for each in (record.positive, *record.negatives) if each.passage_id in passages
+        ]
+        titles = mask_titles(record.query_text, [passage.title for passage in own])
+        for passage, title in zip(own, titles, strict=True):
+            text = mask(passage.text, copied_span(record.query_text, passage.text))
+            if title or text:
+                passages[passage.passage_id] = replace(passage, title=title, text=text)
     number = {passage_id: row for row, passage_id in enumerate(passages)}
-    rows = [number[record.positive.passage_id] for record in held_out]
-    return [example.query for example in examples], list(passages.values()), rows
+    queries = [make_example(record, config, epoch=0).query for record in held_out]
+    texts = [format_passage_text(config.prompts, passage.title, passage.text) for passage in passages.values()]
+    return queries, texts, [number[record.positive.passage_id] for record in held_out]
 
 
 @torch.inference_mode()
@@ -157,9 +148,9 @@ def _ndcg_at_10(
     config: TrainingConfig,
 ) -> float:
     before = put_before(model, config)
-    held = kept_tokens(model, config)
-    asked = encode(model, tokenize(model, [before.query + text for text in queries], config.query_max_len), held)
-    found = encode(model, tokenize(model, [before.document + text for text in passages], config.passage_max_len), held)
+    held, length = kept_tokens(model, config), exported_length(model, config)
+    asked = encode(model, tokenize(model, [before.query + text for text in queries], length), held)
+    found = encode(model, tokenize(model, [before.document + text for text in passages], length), held)
     scores = asked @ found.T  # (Q, N)
     own = scores.gather(1, torch.tensor(rows, device=scores.device)[:, None])
     # of equal scores the positive's comes last: a model to which all texts are alike finds nothing

@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from services.trainer.config import Prompts, TrainingConfig
+from services.trainer.lengths import exported_length
 from services.trainer.model_card import FACTS_FILE, write_model_card
 from services.trainer.onnx_file import write_onnx
 from services.trainer.prompts import exported_prompts
@@ -34,8 +35,9 @@ def export_model(
     model.prompts = exported_prompts(model, config, facts["task_description"])
     if config.prompts != Prompts.OWN:
         model.default_prompt_name = None  # the base's: no prompt any more, or one that would stand before every text
+        model.set_pooling_include_prompt(True)  # as in the training, whatever the base does
     model.similarity_fn_name = "cosine"
-    model.max_seq_length = max(model.max_seq_length or 0, config.query_max_len, config.passage_max_len)
+    model.max_seq_length = exported_length(model, config)
     transformer = model.transformers_model
     assert transformer is not None  # noqa: S101 - encoder.load_model refuses a model without one
     transformer.config.is_matryoshka = True

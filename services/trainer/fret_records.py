@@ -11,10 +11,10 @@ import random
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 from uuid import UUID
 
-from sqlalchemy import Engine, Select, desc, func, select
+from sqlalchemy import Engine, Select, desc, func, not_, select
 
 from services.trainer.config import TrainingConfig
 from shared.database import one_of
@@ -87,6 +87,15 @@ class RecordSource(Protocol):
     def find(self, query_ids: Collection[UUID]) -> dict[UUID, Record]:
         """The records of these queries; they are all there."""
 
+    def count_by_positive(self, passage_ids: Collection[UUID]) -> dict[UUID, int]:
+        """How many records have each of these passages as their positive."""
+
+    def of_positives(self, passage_ids: Collection[UUID]) -> list[Record]:
+        """Those records, in the order of their query ids."""
+
+    def without_positives(self, passage_ids: Collection[UUID]) -> Self:
+        """The same source without those records."""
+
 
 def format_passage_text(prompts: str, title: str, text: str) -> str:
     """A passage as a model with these prompts reads it; `own` ones are put before it later."""
@@ -147,10 +156,21 @@ def batches(source: RecordSource, config: TrainingConfig, start: Position) -> It
 class LedgerRecords:
     """The records of one run and label version as reviewed (up to that review), read from Postgres by keyset."""
 
-    def __init__(self, engine: Engine, run_id: UUID, label_version: int, reviews_until: int | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        run_id: UUID,
+        label_version: int,
+        reviews_until: int | None = None,
+        without: Collection[UUID] = (),
+    ) -> None:
+        """`without`: passages that no record has as its positive."""
+        self._of_all = engine, run_id, label_version, reviews_until
         self._engine = engine
         self._run_id = run_id
         self._of = reviewed_records(run_id, label_version, reviews_until)
+        if without:
+            self._of = select(self._of).where(not_(one_of(self._of.c.positive_id, without))).subquery()
         self._with_query = (queries.c.run_id == self._of.c.run_id) & (queries.c.query_id == self._of.c.query_id)
         self._columns = (self._of, queries.c.task_description, queries.c.query_text)
 
@@ -200,6 +220,19 @@ class LedgerRecords:
     def find(self, query_ids: Collection[UUID]) -> dict[UUID, Record]:
         statement = select(*self._columns).join(queries, self._with_query).where(one_of(self._of.c.query_id, query_ids))
         return {record.query_id: record for record in self._records(statement)}
+
+    def count_by_positive(self, passage_ids: Collection[UUID]) -> dict[UUID, int]:
+        positive = self._of.c.positive_id
+        statement = select(positive, func.count()).where(one_of(positive, passage_ids)).group_by(positive)
+        with self._engine.connect() as connection:
+            return {row[0]: row[1] for row in connection.execute(statement)}
+
+    def of_positives(self, passage_ids: Collection[UUID]) -> list[Record]:
+        statement = select(*self._columns).join(queries, self._with_query).order_by(self._of.c.query_id)
+        return self._records(statement.where(one_of(self._of.c.positive_id, passage_ids)))
+
+    def without_positives(self, passage_ids: Collection[UUID]) -> Self:
+        return type(self)(*self._of_all, without=passage_ids)
 
     def _after(self, columns: Select[Any], after: UUID | None, limit: int) -> Select[Any]:
         statement = columns.join(queries, self._with_query).order_by(self._of.c.query_id).limit(limit)

@@ -1,4 +1,4 @@
-"""How far texts are read: what a base has positions for, and how many passages end later than a training reads them."""
+"""How far texts are read: what a base has positions for, and how many texts end later than a training reads them."""
 
 from __future__ import annotations
 
@@ -39,16 +39,27 @@ def longest_input(model: SentenceTransformer) -> int:
     return int(positions) - (0 if padding is None else padding + 1)
 
 
-def share_cut(model: SentenceTransformer, source: RecordSource, config: TrainingConfig) -> dict[str, float]:
-    """The share of the positives that is longer than `passage_max_len`, by a sample; `source` is what was trained on.
+def exported_length(model: SentenceTransformer, config: TrainingConfig) -> int:
+    """How many tokens the exported model reads of any text: as far as trained, or as its base where that is further."""
+    return max(model.max_seq_length or 0, config.query_max_len, config.passage_max_len)
 
-    Nothing where no record is trained on.
+
+def shares_cut(model: SentenceTransformer, source: RecordSource, config: TrainingConfig) -> dict[str, float]:
+    """By a sample the `share_cut` of the positives, longer than `passage_max_len`, and the `share_of_queries_cut`.
+
+    `source` is what was trained on; nothing where no record is.
     """
     is_used = config.mixture is None or any(isinstance(each, FretSource) for each in config.mixture.sources)
     records = source.page(None, SAMPLE) if is_used else []
     if not records:
         return {}
-    before = put_before(model, config).document
-    texts = [before + make_example(record, config, epoch=0).positive for record in records]
-    lengths = [len(ids) for ids in tokenize(model, texts, config.passage_max_len + 1)]
-    return {"share_cut": sum(length > config.passage_max_len for length in lengths) / len(records)}
+    before = put_before(model, config)
+    examples = [make_example(record, config, epoch=0) for record in records]
+
+    def share(texts: list[str], most: int) -> float:
+        return sum(len(ids) > most for ids in tokenize(model, texts, most + 1)) / len(texts)
+
+    return {
+        "share_cut": share([before.document + example.positive for example in examples], config.passage_max_len),
+        "share_of_queries_cut": share([before.query + example.query for example in examples], config.query_max_len),
+    }

@@ -13,6 +13,15 @@ from shared.text_format import DOCUMENT_PROMPT
 
 FACTS_FILE = "training.json"
 FOLDER = "path/to/this/folder"
+OF_RECORDS = (
+    "records",
+    "teacher",
+    "positive",
+    "negative",
+    "accepted_in_review",
+    "swapped_in_review",
+    "dropped_in_review",
+)
 
 
 def write_model_card(model_dir: Path, evaluation: Mapping[str, Any] | None = None) -> None:
@@ -28,14 +37,20 @@ def render(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> st
     mixture, sources = config.pop("mixture", None), facts.pop("sources", {})
     plain_mean, prompts = facts.pop("plain_mean", False), facts.pop("prompts", {"query": "", "document": ""})
     base = config["model_name_or_path"]
-    cut = f" (about {facts['share_cut']:.0%} of the run's positives are longer)" if facts.get("share_cut") else ""
+    passages_cut, queries_cut = (
+        f" (about {facts[share]:.0%} of the run's {what} are longer)" if facts.get(share) else ""
+        for share, what in (("share_cut", "positives"), ("share_of_queries_cut", "queries"))
+    )
+    on_records = facts.get("records") != 0
+    if not on_records:
+        facts = {name: value for name, value in facts.items() if name not in OF_RECORDS}
     return f"""---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
 tags: [sentence-transformers, feature-extraction, sentence-similarity, matryoshka, fretwork]
 ---
 
-# {base}, tuned{" on FRet records" if facts.get("records") else ""}
+# {base}, tuned{" on FRet records" if on_records else ""}
 
 A text-embedding model: vectors of {dims[0]} dimensions, compared by cosine, which may be cut to {_listed(dims[1:])}
 dimensions and normalised again (Matryoshka). Made by Fretwork, an open implementation of Gecko (arXiv 2403.20327), from
@@ -62,11 +77,19 @@ dimensions and normalised again (Matryoshka). Made by Fretwork, an open implemen
 
 ## Limits
 
+{LIMITS_OF_RECORDS if on_records else LIMITS_OF_DATASETS}
+- Passages were read up to {config["passage_max_len"]} tokens in training{passages_cut},
+  queries up to {config["query_max_len"]}{queries_cut}.
+"""
+
+
+LIMITS_OF_RECORDS = """\
 - The queries are synthetic: written from the passages, and judged, by the teacher that the data table names. Its errors
   and its taste are in the weights.
-- Tuned to the corpus of the data table. On other corpora it may be worse than its base; measure before you use it.
-- Passages were read up to {config["passage_max_len"]} tokens in training{cut}, queries up to {config["query_max_len"]}.
-"""
+- Tuned to the corpus of the data table. On other corpora it may be worse than its base; measure before you use it."""
+LIMITS_OF_DATASETS = """\
+- Tuned to the datasets of the table above and to no record of the run, of which nothing but held-out queries was read.
+  On other texts it may be worse than its base; measure before you use it."""
 
 
 def _use(prompts: Mapping[str, str], dims: Sequence[int], plain_mean: bool, onnx: bool) -> str:
@@ -221,9 +244,19 @@ def _undecided(found: Mapping[str, float]) -> str:
 def _table(values: Mapping[str, Any]) -> str:
     lines = ["| | |", "|---|---|"]
     for name, value in values.items():
-        shown = _listed(value) if isinstance(value, list) else f"{value:.4g}" if isinstance(value, float) else value
-        lines.append(f"| {name} | {shown} |")
+        lines.append(f"| {name} | {_shown(value)} |")
     return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    match value:
+        case dict():
+            return _listed([f"{key}: {_shown(of_key)}" for key, of_key in value.items()])
+        case list():
+            return _listed(value)
+        case float():
+            return f"{value:.4g}"
+    return str(value)
 
 
 def _listed(values: Sequence[Any]) -> str:

@@ -13,6 +13,8 @@ from services.trainer.mixture_config import ClassificationSource, FretSource
 from shared.errors import SettingError
 from shared.text_format import DOCUMENT_PROMPT, PutBefore, own_prompts, query_prompt
 
+TASK_OF_MANY = {"STS": "sentence similarity", "Classification": "classification"}
+
 
 def of(model: SentenceTransformer) -> PutBefore:
     """What `encode_query` and `encode_document` put before a text."""
@@ -50,7 +52,8 @@ def exported_prompts(
 ) -> dict[str, str | None]:
     """The exported model's prompts, `query` and `document` among them.
 
-    Where symmetric data were trained on behind a prompt, it has mteb's names too, `STS` and `Classification`.
+    Where symmetric data were trained on behind a prompt, it has mteb's names too, `STS` and `Classification`: what
+    stood before those data, or before datasets of several tasks what EmbeddingGemma (arXiv 2509.20354) has there.
     """
     own = of(model)
     prompts: dict[str, str | None] = {"query": "", "document": ""}
@@ -58,9 +61,14 @@ def exported_prompts(
         prompts = {**model.prompts, "query": own.query, "document": own.document}
     elif config.prompts == Prompts.GECKO:
         prompts = {"query": query_prompt(task_description), "document": DOCUMENT_PROMPT}
+    if not prompts["query"]:
+        return prompts
+    tasks: dict[str, set[str]] = {}
     for source in config.mixture.sources if config.mixture else ():
-        if not isinstance(source, FretSource) and source.symmetric and prompts["query"]:
+        if not isinstance(source, FretSource) and source.symmetric:
             name = "Classification" if isinstance(source, ClassificationSource) else "STS"
-            of_task = query_prompt(source.task_description)
-            prompts.setdefault(name, own.query if config.prompts == Prompts.OWN else of_task)
+            tasks.setdefault(name, set()).add(source.task_description)
+    for name, of_name in tasks.items():
+        task = of_name.pop() if len(of_name) == 1 else TASK_OF_MANY[name]
+        prompts.setdefault(name, own.query if config.prompts == Prompts.OWN else query_prompt(task))
     return prompts

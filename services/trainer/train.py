@@ -31,7 +31,7 @@ from services.trainer.development import choose_share, copied, hold_out, mix
 from services.trainer.encoder import encode, load_model, ready_for_training, tokenize
 from services.trainer.export import export_model
 from services.trainer.fret_records import Position, Record, RecordSource
-from services.trainer.lengths import check_lengths, longest_input, share_cut
+from services.trainer.lengths import check_lengths, longest_input, shares_cut
 from services.trainer.onnx_file import check_can_write_onnx
 from services.trainer.peers import ALONE, Peers
 from services.trainer.prompts import resolved
@@ -97,12 +97,13 @@ def train(
     weight_by_dim = _checked_dims(config, model)
     check_lengths(model, config)
     # the data sees the whole batch, of which each process encodes its share
-    whole = {"per_device_train_batch_size": config.per_device_train_batch_size * peers.size}
+    batch_size = config.per_device_train_batch_size * peers.size
     # what a checkpoint is good for: with other records the ones held out may be ones that it was trained on
     pinned = {"config": config.model_dump_json(), "processes": peers.size, "records": source.count()}
     held_out, source = hold_out(source) if config.interpolation is None else ([], source)
     with peers.first_alone():
-        data = open_data(config.model_copy(update=whole), source, work_dir, resume_from, on_rows)
+        whole = config.model_copy(update={"per_device_train_batch_size": batch_size})
+        data = open_data(whole, source, work_dir, resume_from, on_rows)
     total_steps = data.total_steps
     # without weight decay, as in sentence-transformers' defaults: it would pull a tuned base towards 0
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
@@ -136,7 +137,8 @@ def train(
             examples=state.examples + len(batch),
             seconds=before.seconds + now - started,
             first_loss=value if state.step == 0 else state.first_loss,
-            last_loss=value,
+            # the last batch of all may be of few: their loss is none to compare
+            last_loss=value if len(batch) == batch_size or state.step == 0 else state.last_loss,
         )
         s_per_step = (now - started) / (state.step - before.step)
         on_progress(
@@ -169,11 +171,11 @@ def train(
     del optimizer, averaged  # their memory is needed now
     model_dir = work_dir / "model"
     if peers.rank == 0:  # alone: the host's memory has to hold the weights twice more for it
-        facts |= {"longest_input": longest_input(model), **share_cut(model, source, config)}
+        facts |= {"longest_input": longest_input(model), **shares_cut(model, source, config)}
         facts |= _interpolated(model, fitting, held_out)
         written = config.model_copy(update=facts.pop("written", {}))
         export_model(model, written, facts, dims=list(weight_by_dim), target=model_dir)
-    return {**facts, "model_dir": str(model_dir)}
+    return {**facts, "dims": list(weight_by_dim), "model_dir": str(model_dir)}
 
 
 def _interpolated(model: SentenceTransformer, config: TrainingConfig, held_out: Sequence[Record]) -> dict[str, Any]:

@@ -114,6 +114,20 @@ def test_finds_records_by_their_queries_and_counts_their_tasks(engine: Engine, r
     assert source.find({record.query_id for record in some}) == {record.query_id: record for record in some}
 
 
+def test_records_go_by_their_positives(engine: Engine, run: Run) -> None:
+    source = LedgerRecords(engine, run.run_id, 1)
+    records = source.page(None, COUNT)
+    some = records[::7]
+    positives = [record.positive.passage_id for record in some]
+    assert source.count_by_positive(positives) == dict.fromkeys(positives, 1)
+    assert source.of_positives(positives) == some
+    rest = source.without_positives(positives)
+    assert rest.page(None, COUNT) == [record for record in records if record not in some]
+    assert rest.page(records[10].query_id, 3) == [record for record in records[11:] if record not in some][:3]
+    assert rest.count() == sum(rest.count_by_task(1).values()) == COUNT - len(some)
+    assert source.count() == COUNT
+
+
 @pytest.fixture
 def specification(database_url: str, run: Run, tmp_path: Path) -> dict[str, Any]:
     return {

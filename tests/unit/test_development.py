@@ -5,16 +5,28 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from services.trainer.config import TrainingConfig
-from services.trainer.development import FEWEST_QUERIES, MOST_QUERIES, SHARES, choose_share, hold_out
+from services.trainer.config import Prompts, TrainingConfig
+from services.trainer.development import (
+    FEWEST_QUERIES,
+    MOST_QUERIES,
+    SHARES,
+    choose_share,
+    copied,
+    hold_out,
+    searched,
+)
 from services.trainer.encoder import load_model
+from services.trainer.fret_records import Record
 from services.trainer.model_card import render
 from services.trainer.train import train
+from shared.masking import copied_span
+from shared.records import Passage
 from tests.records_in_memory import Records
 from tests.unit.test_train import config, records
 from tests.unit.tiny_model import with_max_seq_length
@@ -36,6 +48,45 @@ def test_the_rest_is_all_but_what_is_held_out(count: int, held: int) -> None:
 def test_no_more_than_some_are_held_out() -> None:
     held_out, _ = hold_out(records(11 * MOST_QUERIES))
     assert len(held_out) == MOST_QUERIES
+
+
+def test_records_with_one_positive_are_held_out_together_or_not_at_all() -> None:
+    """Else a held-out query's positive would be one that another query was trained with."""
+    pairs = records(300).page(None, 300)
+    positives = [pair.positive for pair in pairs]
+    source = Records([replace(pair, positive=positives[n // 2 if n < 280 else 299]) for n, pair in enumerate(pairs)])
+    held_out, rest = hold_out(source)
+    assert FEWEST_QUERIES <= len(held_out) <= 30
+    kept = rest.page(None, 300)
+    assert len(held_out) + len(kept) == len(pairs)
+    assert rest.count() == len(kept)
+    assert not {record.positive for record in held_out} & {record.positive for record in kept}
+    one = Records([replace(pair, positive=positives[0]) for pair in pairs])
+    assert hold_out(one) == ([], one)
+
+
+def test_no_held_out_query_stands_in_a_passage_that_is_searched() -> None:
+    text = "Locks keep two threads apart. A queue hands over one item at a time. Both may wait."
+    queries = ["Locks keep two threads apart.", "A queue hands over one item at a time."]
+    passage, other = Passage(UUID(int=1), "", text), Passage(UUID(int=2), "", "Files are opened by name.")
+    held_out = [
+        Record(UUID(int=n), "search result", query, passage, (other,), copied_span(query, text), (None,))
+        for n, query in enumerate(queries)
+    ]
+    _, passages, rows = searched(held_out, TrainingConfig(prompts=Prompts.NONE))
+    assert passages == ["Both may wait.", other.text]
+    assert rows == [0, 0]
+
+
+def test_texts_are_read_as_far_as_the_exported_model_reads(base: str) -> None:
+    """A training on the first tokens alone may harm what the model makes of the others."""
+    held_out = [
+        replace(record, positive=replace(record.positive, text=f"thread lock {record.positive.text}"))
+        for record in records(40).page(None, 40)
+    ]
+    model = load_model(base)
+    chosen = choose_share(model, copied(model), held_out, config(base, prompts="none", passage_max_len=4))
+    assert chosen["development_ndcg@10"]["1"] > 0.05  # all alike in the first four tokens: 0
 
 
 def test_the_share_that_finds_most_is_kept(base: str) -> None:
@@ -83,6 +134,31 @@ def test_the_card_says_what_the_held_out_queries_found() -> None:
     assert "All shares of the tuned weights do alike there, so they do not tell" in render(alike, None)
 
 
+def test_the_card_of_a_training_on_datasets_alone_speaks_of_no_records() -> None:
+    """The first of two stages: the run lends it nothing but held-out queries."""
+    sources = [{"kind": "pair", "name": "faq", "path": "faq.jsonl", "task_description": "question answering"}]
+    about = {"run": "mine-1", "teacher": "llm", "positive": "fused_best", "negative": "lowest"}
+    facts = {
+        "config": TrainingConfig.model_validate({"mixture": {"sources": sources}}).model_dump(mode="json"),
+        "sources": {"faq": {"batches": 3, "examples": 96}},
+        "dims": [384],
+        "records": 0,
+        "interpolation": 1.0,
+        "development_queries": 40,
+        "development_ndcg@10": {"1": 0.61234, "0": 0.6},
+        **about,
+    }
+    card = render(facts, None)
+    assert "tuned\n" in card
+    assert "The queries are synthetic: written" not in card
+    assert "Tuned to the datasets of the table above and to no record of the run" in card
+    assert "fused_best" not in card
+    assert "| development_ndcg@10 | 1: 0.6123, 0: 0.6 |" in card
+    of_records = render({**facts, "records": 90}, None)
+    assert "tuned on FRet records" in of_records
+    assert "fused_best" in of_records
+
+
 @pytest.mark.parametrize(("given", "why"), [(None, "fewer than 200 records"), (1.0, "the tuned weights was given")])
 def test_the_card_says_where_nothing_was_held_out(base: str, tmp_path: Path, given: float | None, why: str) -> None:
     train(config(base, num_train_epochs=1, interpolation=given), records(16), tmp_path)
@@ -93,7 +169,9 @@ def test_the_card_says_where_nothing_was_held_out(base: str, tmp_path: Path, giv
 
 def test_a_base_that_is_better_with_its_own_prompts_is_handed_over_with_them(base: str, tmp_path: Path) -> None:
     # six tokens of `task: search result | query: …` are the same for every query
-    facts = train(config(base, num_train_epochs=1, query_max_len=6), records(10 * FEWEST_QUERIES), tmp_path)
+    short = with_max_seq_length(base, tmp_path / "short", 6)
+    lengths = {"query_max_len": 6, "passage_max_len": 6}
+    facts = train(config(short, num_train_epochs=1, **lengths), records(10 * FEWEST_QUERIES), tmp_path)
     scores = facts["development_ndcg@10"]
     assert scores["base_as_it_is"] > max(scores[f"{share:g}"] for share in SHARES)
     assert facts["interpolation"] == 0

@@ -84,6 +84,17 @@ def test_a_base_whose_vectors_leave_its_prompts_out_is_trained_without_them(base
     assert "base_as_it_is" not in facts["development_ndcg@10"]
 
 
+def test_a_model_with_geckos_prompts_has_them_in_its_vectors_whatever_its_base_does(bare: str, tmp_path: Path) -> None:
+    """As the training had: what is handed over would be another model else."""
+    base = SentenceTransformer(bare)
+    base.set_pooling_include_prompt(False)
+    base.save_pretrained(str(tmp_path / "base"))
+    facts = train(config(str(tmp_path / "base"), num_train_epochs=1), records(), tmp_path / "work")
+    model = SentenceTransformer(facts["model_dir"])
+    written = model.encode(["task: search result | query: open the file"], prompt="")
+    assert model.encode_query(["open the file"]) == pytest.approx(written, abs=1e-6)
+
+
 def test_a_base_whose_own_prompts_are_geckos_gets_task_descriptions_and_titles(bare: str) -> None:
     model = SentenceTransformer(bare)
     assert resolved(model, TrainingConfig()).prompts == Prompts.OWN
@@ -107,6 +118,11 @@ def test_prompts_have_mtebs_names_for_symmetric_data(bare: str, tmp_path: Path) 
         "Classification": "task: task of classification | query: ",
         "STS": "task: task of nli | query: ",
     }
+    another = dataset_source("classification", file, name="another", task_description="name the film's genre")
+    of_several = gecko.model_copy(update={"mixture": Mixture(sources=(*sources, another))})
+    found = exported_prompts(SentenceTransformer(bare), of_several, "search result")
+    assert found["Classification"] == "task: classification | query: "  # one set's task is wrong before another's texts
+    assert found["STS"] == "task: task of nli | query: "
     own = TrainingConfig(mixture=Mixture(sources=sources))
     assert exported_prompts(SentenceTransformer(bare), own, "search result") == {"query": "", "document": ""}
     prompted = SentenceTransformer(bare)

@@ -20,7 +20,7 @@ from services.trainer.checkpoint import newest_checkpoint
 from services.trainer.config import TrainingConfig
 from services.trainer.encoder import chunk_by_length, encode, load_model, ready_for_training, tokenize
 from services.trainer.fret_records import Record
-from services.trainer.lengths import longest_input, share_cut
+from services.trainer.lengths import longest_input, shares_cut
 from services.trainer.mixture_config import FretSource, Mixture
 from services.trainer.train import Progress, learning_rate_share, train
 from shared.errors import NotFoundError, SettingError
@@ -259,12 +259,27 @@ def test_counts_the_passages_that_it_cuts(base: str, tmp_path: Path) -> None:
     assert f"up to {most} tokens in training (about {facts['share_cut']:.0%} of the run's positives are longer)" in card
 
 
+def test_counts_the_queries_that_it_cuts(base: str, tmp_path: Path) -> None:
+    """A task description counts too: behind a long one nothing of the query may be left."""
+    facts = train(config(base, query_max_len=6, passage_max_len=64), records(), tmp_path / "work")
+    assert facts["share_of_queries_cut"] == 1
+    card = (tmp_path / "work/model/README.md").read_text()
+    assert "queries up to 6 (about 100% of the run's queries are longer)" in card
+    assert train(config(base, prompts="none"), records(), tmp_path / "bare")["share_of_queries_cut"] == 0
+
+
+def test_the_last_loss_is_of_a_whole_batch(base: str, tmp_path: Path) -> None:
+    """One query alone, as the last batch here, has a loss of 0: nothing is left to tell it from."""
+    wanted = config(base, num_train_epochs=1, hard_negatives=False, per_device_train_batch_size=8)
+    assert train(wanted, records(17), tmp_path)["last_loss"] > 0.1
+
+
 def test_counts_nothing_where_the_records_are_not_trained_on(base: str, tmp_path: Path) -> None:
     pairs = dataset_source("pair", jsonl(tmp_path / "pairs.jsonl", [{"query": "open", "positive": "a file"}] * 8))
     wanted = config(base, passage_max_len=4)
-    assert share_cut(load_model(base), records(), wanted)["share_cut"] == 1
+    assert shares_cut(load_model(base), records(), wanted)["share_cut"] == 1
     without = wanted.model_copy(update={"mixture": Mixture(sources=(pairs,))})
-    assert share_cut(load_model(base), records(), without) == {}
+    assert shares_cut(load_model(base), records(), without) == {}
 
 
 def test_counts_positions_as_the_architecture_does(base: str, tmp_path: Path) -> None:
