@@ -8,6 +8,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import ValidationError
+
+
+def first_problem(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
+    """Where the first problem is, and what it is, in the user's words."""
+    first = error.errors()[0]
+    match first["type"]:
+        case "value_error":
+            said = str(first["ctx"]["error"])
+        case "extra_forbidden":
+            said = "there is nothing of that name"
+        case "union_tag_not_found":
+            said = f"{first['ctx']['discriminator']} is missing"
+        case _:
+            said = first["msg"]
+    return first["loc"], said
+
 
 class FretworkError(Exception):
     """Fretwork could not go on."""

@@ -12,7 +12,7 @@ from uuid import UUID
 from pydantic import ValidationError
 from sqlalchemy import Connection, insert, select, text
 
-from shared.errors import NotDoneError, NotFoundError, SettingError
+from shared.errors import NotDoneError, NotFoundError, SettingError, first_problem
 from shared.ledger import Claim
 from shared.records import LabelPolicy
 from shared.runs import Run
@@ -48,7 +48,7 @@ def add_label_version(connection: Connection, run: Run, policy: LabelPolicy) -> 
     try:
         policy = run.config.policy(policy)
     except ValidationError as error:
-        raise SettingError(f"run {run.name} cannot be labelled so: {error.errors()[0]['msg']}") from None
+        raise SettingError(f"run {run.name} cannot be labelled so: {first_problem(error)[1]}") from None
     state = connection.execute(select(runs.c.state).where(runs.c.run_id == run.run_id).with_for_update()).scalar_one()
     policies = find_policies(connection, run)
     for version, stored in policies.items():

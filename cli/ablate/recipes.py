@@ -44,13 +44,13 @@ BASELINE = RECIPES[0]
 
 
 def compared(base: dict[str, Any], reports: dict[Recipe, dict[str, Any]]) -> dict[str, Any]:
-    """The figures of all, JSON-able, from evaluations at one dimension.
+    """The figures of all at the full dimension, JSON-able.
 
     Args:
         base: the evaluation of the base model.
         reports: those of every recipe but BASELINE, each with BASELINE's model as its baseline.
     """
-    (dim,) = base["dims"]
+    dim = max(base["dims"], key=int)
     before = next(iter(reports.values()))["baseline"]
     found = {BASELINE: {**before, "delta": {dim: None}}, **reports}
     return {

@@ -38,8 +38,12 @@ def read_passages(path: Path | str) -> Iterator[LocatedPassage | Skipped]:
         if beir.is_file():
             yield from _read_jsonl(beir)
         elif tables:
+            _check_alone(path, tables[0], text_files(path))
             for table in tables:
                 yield from read_parquet(table)
+        elif lines_files := sorted(path.glob("*.jsonl")):
+            rule = f"of .jsonl files a folder may have a BEIR folder's corpus.jsonl: name {lines_files[0].name} itself"
+            raise InvalidInputError(path, None, rule)
         elif deeper := _deeper_table(path):
             raise InvalidInputError(path, None, f"there is no .parquet file in it, but in {deeper.parent}: name that")
         else:
@@ -53,6 +57,15 @@ def read_passages(path: Path | str) -> Iterator[LocatedPassage | Skipped]:
     else:
         rule = "not a kind of corpus: name a BEIR folder, a .jsonl or .parquet file or a folder of .txt and .md files"
         raise InvalidInputError(path, None, rule)
+
+
+def _check_alone(folder: Path, table: Path, texts: Iterator[Path]) -> None:
+    """Raises InvalidInputError where a folder of tables has texts too, beside its README: one of both would be lost."""
+    other = next((file for file in texts if file != folder / "README.md"), None)
+    if other is not None:
+        raise InvalidInputError(
+            folder, None, f"it has tables, {table.name}, and texts, {other.name}: name one folder each"
+        )
 
 
 def _deeper_table(folder: Path) -> Path | None:

@@ -60,6 +60,7 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         # without a buffer, or with all of them beforehand, whole columns would be held
         with parquet.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES) as file:
+            _check_columns(path, file.schema_arrow.names)
             wanted = [name for name in file.schema_arrow.names if name in COLUMNS]
             if len(set(wanted)) < len(wanted):
                 raise InvalidInputError(path, None, f"a column stands twice: {', '.join(file.schema_arrow.names)}")
@@ -74,6 +75,15 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # a name of a column that is no text
         where = row + 1 if row else None
         raise InvalidInputError(path, where, f"not a parquet file that can be read: {error}") from error
+
+
+def _check_columns(place: Path | str, names: Iterable[str]) -> None:
+    there = list(names)
+    if "text" not in there or not {"_id", "id"} & set(there):
+        rule = (
+            f"passages have the columns `_id` (or `id`) and `text`, and this has {', '.join(there)}: rename them first"
+        )
+        raise InvalidInputError(place, None, rule)
 
 
 def _rows_at_once(group_bytes: int) -> int:
@@ -132,10 +142,14 @@ def _hub_rows(address: str) -> Iterator[dict[str, Any]]:
     row = 0
     try:
         for values in dataset:
+            if row == 0:
+                _check_columns(address, values)
             row += 1
             yield values
+    except InvalidInputError:
+        raise
     except Exception as error:  # whatever the libraries raise for a broken file, or a hub that is out of reach by now
-        rule = f"the dataset cannot be read on ({type(error).__name__}: {error})"
+        rule = f"reading the dataset stopped at this row ({type(error).__name__}: {error})"
         raise InvalidInputError(address, row + 1, rule) from error
 
 

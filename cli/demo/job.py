@@ -19,7 +19,7 @@ from cli.context import Context, say
 from cli.corpus.store import import_corpus
 from cli.demo.corpus import DemoCorpus, build
 from cli.demo.figures import Figures, read_figures
-from cli.demo.settings import DIMS, run_config, training_config
+from cli.demo.settings import run_config, training_config
 from cli.models.queued import evaluate_and_watch, train_and_watch
 from cli.watch import watch_run
 from services.trainer.config import BeirFolder, EvaluationConfig
@@ -95,7 +95,7 @@ def run_demo(settings: Context, folder: Path, passages: int, seed: int, base: st
         with outcome.timed("evaluate_dev"):
             for policy in POLICIES:
                 found = _evaluate(engine, heldout, "dev", models[policy], f"development queries, {policy}")
-                outcome.dev[policy] = found["dims"][str(DIMS[0])]["ndcg@10"]
+                outcome.dev[policy] = found["dims"][max(found["dims"], key=int)]["ndcg@10"]
         # of equals the simpler: the seed needs no judge
         outcome.policy = "p_1" if outcome.dev["p_1"] > outcome.dev["seed"] else "seed"
         outcome.model_dir = models[outcome.policy]
@@ -126,12 +126,7 @@ def _train(engine: Engine, run: Run, label_version: int, output_dir: Path, seed:
 def _evaluate(
     engine: Engine, beir_dir: Path, split: str, model: Path, what: str, baseline: str | None = None
 ) -> dict[str, Any]:
-    config = EvaluationConfig(
-        model=str(model),
-        baseline=baseline,
-        data=BeirFolder(path=str(beir_dir), split=split),
-        dims=DIMS if baseline else DIMS[:1],
-    )
+    config = EvaluationConfig(model=str(model), baseline=baseline, data=BeirFolder(path=str(beir_dir), split=split))
     return evaluate_and_watch(engine, config, f"measuring on the {what}")
 
 

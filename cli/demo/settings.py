@@ -5,18 +5,11 @@ from __future__ import annotations
 from services.trainer.config import TrainingConfig
 from shared.records import LabelPolicy, RunConfig
 
-DIMS = (384, 256, 128, 64)
-
 
 def run_config(seed: int, base: str) -> RunConfig:
     return RunConfig(seed=seed, embedder=base, queries_per_passage=2, labels=LabelPolicy(positive="p_1"))
 
 
 def training_config(seed: int, base: str) -> TrainingConfig:
-    """Measured on development queries (docs/decisions.md): few records want small batches and gentle steps."""
-    return TrainingConfig(
-        seed=seed,
-        model_name_or_path=base,
-        matryoshka_dims=DIMS[1:],
-        hard_negatives=False,
-    )
+    """Measured on development queries (docs/decisions.md): the offline judge's hard negatives did not help."""
+    return TrainingConfig(seed=seed, model_name_or_path=base, hard_negatives=False)

@@ -19,7 +19,7 @@ from cli.models.queued import evaluate_and_watch
 from cli.watch import watch_shard
 from services.trainer.config import EvaluationConfig, TrainingConfig
 from services.trainer.model_card import FACTS_FILE, write_model_card
-from shared.errors import InvalidInputError, NotDoneError, SettingError
+from shared.errors import InvalidInputError, NotDoneError, SettingError, first_problem
 from shared.labels import find_policy
 from shared.models import as_given
 from shared.reviews import DROPPED, count_reviews
@@ -38,7 +38,7 @@ def train(
     num_train_epochs: options.NumTrainEpochs = DEFAULTS.num_train_epochs,
     per_device_train_batch_size: options.BatchSize = DEFAULTS.per_device_train_batch_size,
     temperature: options.Temperature = DEFAULTS.temperature,
-    matryoshka_dims: options.MatryoshkaDims = options.DEFAULT_DIMS,
+    matryoshka_dims: options.MatryoshkaDims = None,
     matryoshka_weights: Annotated[str | None, typer.Option(help=described("matryoshka_weights"))] = None,
     query_max_len: options.QueryMaxLen = DEFAULTS.query_max_len,
     passage_max_len: options.PassageMaxLen = DEFAULTS.passage_max_len,
@@ -73,7 +73,7 @@ def train(
         num_train_epochs=num_train_epochs,
         per_device_train_batch_size=per_device_train_batch_size,
         temperature=temperature,
-        matryoshka_dims=parse_dims(matryoshka_dims),
+        matryoshka_dims=parse_dims(matryoshka_dims, "--matryoshka-dims"),
         matryoshka_weights=matryoshka_weights.split(",") if matryoshka_weights else None,
         query_max_len=query_max_len,
         passage_max_len=passage_max_len,
@@ -133,8 +133,7 @@ def train(
     if "development_ndcg@10" in facts and facts["interpolation"] == 0:
         say("the training did not help on the run's held-out queries: the folder holds the base's weights")
     typer.echo(output)
-    measured_at = ",".join(map(str, facts["dims"]))
-    say(f"next: fretwork evaluate {output} --beir DIR --baseline {model_name_or_path} --dims {measured_at} --card")
+    say(f"next: fretwork evaluate {output} --beir DIR --baseline {model_name_or_path} --card")
 
 
 def evaluate(
@@ -155,7 +154,11 @@ def evaluate(
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="a model to compare with, as before against after")] = None,
     dims: Annotated[
-        str | None, typer.Option(help="dimensions to measure at, e.g. 384,256; the full one if left out")
+        str | None,
+        typer.Option(
+            help="dimensions to measure at, e.g. 384,256; if left out those that the model was trained for, or the "
+            "full one; with --mteb the full one"
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="with --beir: which qrels of the folder")] = "test",
     ignore_identical_ids: Annotated[
@@ -194,7 +197,7 @@ def evaluate(
         model=as_given(model),
         baseline=as_given(baseline) if baseline else None,
         data=asked[0],
-        dims=parse_dims(dims) if dims else None,
+        dims=parse_dims(dims, "--dims"),
         per_query_file=str(per_query.absolute()) if per_query else None,
     )
     settings: Context = context.obj
@@ -242,10 +245,12 @@ def comparison_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def parse_dims(value: str) -> tuple[int, ...]:
+def parse_dims(value: str | None, option: str) -> tuple[int, ...] | None:
+    if value is None:
+        return None
     parts = value.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise SettingError(f"dimensions are numbers above 0 with commas between, as in 384,256; got {value!r}")
+        raise SettingError(f"{option} takes numbers above 0 with commas between, as in 384,256; got {value!r}")
     return tuple(int(part) for part in parts)
 
 
@@ -253,6 +258,7 @@ def validated(kind: type[Any], /, **values: Any) -> Any:
     try:
         return kind(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])).replace("_", "-")
-        raise SettingError(f"--{where}: {first['msg']}") from None
+        place, said = first_problem(error)
+        # the option is the last name: a value may stand in a list, and what is measured in `data`
+        option = next((f"--{name.replace('_', '-')}: " for name in reversed(place) if isinstance(name, str)), "")
+        raise SettingError(option + said) from None

@@ -10,7 +10,9 @@ import yaml
 from pydantic import ValidationError
 
 from services.trainer.mixture_config import Mixture
-from shared.errors import InvalidInputError, SettingError
+from shared.errors import InvalidInputError, SettingError, first_problem
+
+DOCUMENTED = "docs/mixture.md says what there may be"
 
 
 def read_mixture(file: Path | None, flags: Sequence[str]) -> Mixture | None:
@@ -23,12 +25,11 @@ def read_mixture(file: Path | None, flags: Sequence[str]) -> Mixture | None:
     if file is None and not flags:
         return None
     value: dict[str, Any] = {"sources": []} if file is None else _load_file(file)
-    if flags:
-        value = {**value, "sources": [*value["sources"], *(_absolute(_load_flag(flag), Path()) for flag in flags)]}
+    of_flags = [_absolute(_load_flag(flag), Path()) for flag in flags]
     try:
-        return Mixture.model_validate(value)
+        return Mixture.model_validate({**value, "sources": [*value["sources"], *of_flags]})
     except ValidationError as error:
-        raise SettingError(f"--source: {_said(error)}") from None
+        raise SettingError(f"--source {_of_the_flag(error, len(value['sources']))}{_said(error)}") from None
 
 
 def _load_file(file: Path) -> dict[str, Any]:
@@ -42,6 +43,11 @@ def _load_file(file: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise InvalidInputError(file, line, f"not valid YAML: {error.problem}") from None
+    except yaml.reader.ReaderError as error:  # a control character
+        line = text.count("\n", 0, error.position) + 1
+        raise InvalidInputError(file, line, f"not valid YAML: {error.reason}") from None
+    if not isinstance(value, dict):
+        raise InvalidInputError(file, None, f"not a mixture, which is `sources:` with a list of them; {DOCUMENTED}")
     try:
         Mixture.model_validate(value)
     except ValidationError as error:
@@ -68,8 +74,18 @@ def _absolute(source: dict[str, Any], base: Path) -> dict[str, Any]:
 
 
 def _said(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    """The names behind the source's own number and kind, and what is wrong with them."""
+    place, said = first_problem(error)
+    names = ".".join(str(step) for step in place[place[:1] == ("sources",) and 3 :])
+    return f"{names or 'sources'}: {said}; {DOCUMENTED}"
+
+
+def _of_the_flag(error: ValidationError, of_the_file: int) -> str:
+    """Which of the flags it is about, from 1, if it is about one of them."""
+    match first_problem(error)[0]:
+        case ("sources", int(number), *_) if number >= of_the_file:
+            return f"number {number - of_the_file + 1}, "
+    return ""
 
 
 def _line(node: Any, loc: Sequence[str | int]) -> int | None:

@@ -9,7 +9,6 @@ import typer
 from services.trainer.config import Prompts, TrainingConfig
 
 DEFAULTS = TrainingConfig()
-DEFAULT_DIMS = ",".join(map(str, DEFAULTS.matryoshka_dims))
 
 
 def described(name: str) -> str:
@@ -21,7 +20,7 @@ LearningRate = Annotated[float, typer.Option(help=described("learning_rate"))]
 NumTrainEpochs = Annotated[int, typer.Option(help=described("num_train_epochs"))]
 BatchSize = Annotated[int, typer.Option(help=described("per_device_train_batch_size"))]
 Temperature = Annotated[float, typer.Option(help=described("temperature"))]
-MatryoshkaDims = Annotated[str, typer.Option(help=described("matryoshka_dims"))]
+MatryoshkaDims = Annotated[str | None, typer.Option(help=described("matryoshka_dims"))]
 QueryMaxLen = Annotated[int, typer.Option(help=described("query_max_len"))]
 PassageMaxLen = Annotated[int, typer.Option(help=described("passage_max_len"))]
 PromptsOption = Annotated[Prompts, typer.Option(help=described("prompts"))]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
-from shared.errors import SettingError
+from shared.errors import SettingError, first_problem
 from shared.models import as_given
 from shared.records import LabelPolicy, RunConfig
 
@@ -80,8 +80,6 @@ def _made(kind: type[Settings], values: dict[str, Any], command: str) -> Setting
     try:
         return kind(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise SettingError(
-            f"--set {where}: {first['msg']}. `fretwork run {command} --help` lists the settings"
-        ) from None
+        place, said = first_problem(error)
+        where = ".".join(map(str, place))
+        raise SettingError(f"--set {where}: {said}. `fretwork run {command} --help` lists the settings") from None

@@ -15,7 +15,7 @@ from services.status.problems import problems
 from services.status.reading import RunName, find
 from services.status.security import MAX_BODY_BYTES, may_act
 from shared import ledger
-from shared.errors import NotFoundError, SettingError
+from shared.errors import NotFoundError, SettingError, first_problem
 from shared.progress import describe
 from shared.records import RunConfig
 from shared.runs import cancel_run, find_run, pause_run, resume_run, start_run
@@ -53,9 +53,9 @@ def _config(connection: Connection, wanted: StartRun) -> RunConfig:
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, ("config", *first["loc"])))
-        raise HTTPException(422, f"{where}: {first['msg']}; `fretwork run start --help` lists the settings") from None
+        place, said = first_problem(error)
+        where = ".".join(map(str, ("config", *place)))
+        raise HTTPException(422, f"{where}: {said}; `fretwork run start --help` lists the settings") from None
     if config.teacher == "llm" and (earlier is None or (earlier.teacher, earlier.llm) != (config.teacher, config.llm)):
         raise HTTPException(
             422,

@@ -39,7 +39,8 @@ def read_beir(folder: Path, split: str = "test") -> BeirData:
         passage_id = _id(where, row)
         if passage_id in passages:
             raise InvalidInputError(*where, f"the _id {passage_id!r} stands twice")
-        passages[passage_id] = BeirPassage(passage_id, text_of(where, row, "title", ""), text_of(where, row, "text"))
+        title = "" if row.get("title") is None else text_of(where, row, "title")
+        passages[passage_id] = BeirPassage(passage_id, title, text_of(where, row, "text"))
     query_texts: dict[str, str] = {}
     for where, row in json_lines(folder / "queries.jsonl"):
         query_id = _id(where, row)
@@ -55,14 +56,18 @@ def read_beir(folder: Path, split: str = "test") -> BeirData:
 
 
 def _read_qrels(path: Path, passages: dict[str, BeirPassage], query_texts: dict[str, str]) -> dict[str, dict[str, int]]:
+    if not path.is_file():
+        there = sorted(each.stem for each in path.parent.glob("*.tsv"))
+        rule = f"there is no such file; the folder has qrels for --split {' or '.join(there)}" if there else None
+        raise InvalidInputError(path, None, rule or "there is no such file")
     qrels: dict[str, dict[str, int]] = {}
     for where, line in lines(path):
         fields = line.split("\t")
         if len(fields) != 3:
             raise InvalidInputError(*where, "a line of qrels has three fields parted by tabs: query-id corpus-id score")
-        if where[1] == 1 and fields[2].strip() == "score":
-            continue
         query_id, passage_id, score = fields
+        if where[1] == 1 and query_id not in query_texts and not score.strip().lstrip("-").isdecimal():
+            continue  # the header, whatever its words
         if query_id not in query_texts:
             raise InvalidInputError(*where, f"the query {query_id!r} is not in queries.jsonl")
         if passage_id not in passages:
@@ -80,6 +85,8 @@ def _read_qrels(path: Path, passages: dict[str, BeirPassage], query_texts: dict[
 
 def _id(where: Where, row: dict[str, object]) -> str:
     value = row.get("_id")
+    if type(value) is int:  # as `corpus add` takes it
+        value = str(value)
     if not isinstance(value, str) or not value:
-        raise InvalidInputError(*where, "_id has to be a text that is not empty")
+        raise InvalidInputError(*where, "_id has to be a text that is not empty, or an integer")
     return value

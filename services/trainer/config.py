@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any, Literal, Self
 
@@ -9,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from services.trainer.mixture_config import Mixture, PairSource, ScoredPairSource
 from shared.models import WHEEL_MODEL
+
+USUAL_DIMS = (256, 128, 64)
 
 
 class Prompts(StrEnum):
@@ -54,8 +57,10 @@ class TrainingConfig(BaseModel):
     spread_out: float = Field(
         0.0, ge=0, description="λ of the spread-out regulariser: the mean squared cosine of two different texts"
     )
-    matryoshka_dims: tuple[int, ...] = Field(
-        (256, 128, 64), description="dimensions trained beside the model's full one, which always is"
+    matryoshka_dims: tuple[int, ...] | None = Field(
+        None,
+        description="dimensions trained beside the model's full one, which always is: 256,128; by default those of "
+        "256, 128 and 64 that are smaller",
     )
     matryoshka_weights: tuple[float, ...] | None = Field(
         None,
@@ -111,18 +116,27 @@ class TrainingConfig(BaseModel):
 
     @model_validator(mode="after")
     def _dims_are_sound(self) -> Self:
-        dims, weights = self.matryoshka_dims, self.matryoshka_weights
+        dims, weights = self.matryoshka_dims or (), self.matryoshka_weights
         if len(set(dims)) != len(dims) or any(dim < 1 for dim in dims):
-            raise ValueError("matryoshka_dims must be different positive numbers")
+            raise ValueError(f"--matryoshka-dims takes different numbers above 0, and got {_listed(dims)}")
         if weights is not None and (len(weights) != len(dims) or any(weight < 0 for weight in weights)):
-            raise ValueError("matryoshka_weights must be one non-negative number for each of matryoshka_dims")
+            raise ValueError(
+                "--matryoshka-weights takes a number, not below 0, for each of --matryoshka-dims, and got "
+                f"{_listed(weights)} for {_listed(dims)}"
+            )
         return self
 
     def weight_by_dim(self, full_dim: int) -> dict[int, float]:
         """The loss's weight per dimension, the largest first; the model's full dimension is always among them."""
-        weights = self.matryoshka_weights or (1.0,) * len(self.matryoshka_dims)
-        by_dim = {full_dim: 1.0, **dict(zip(self.matryoshka_dims, weights, strict=True))}
+        dims = self.matryoshka_dims
+        if dims is None:
+            dims = tuple(dim for dim in USUAL_DIMS if dim < full_dim)
+        by_dim = {full_dim: 1.0, **dict(zip(dims, self.matryoshka_weights or (1.0,) * len(dims), strict=True))}
         return dict(sorted(by_dim.items(), reverse=True))
+
+
+def _listed(values: Iterable[float]) -> str:
+    return ",".join(map(str, values)) or "none"
 
 
 class BeirFolder(BaseModel):
@@ -147,7 +161,7 @@ class StsFile(BaseModel):
 
     kind: Literal["sts"] = "sts"
     path: str = Field(
-        description="a .csv, .tsv or .jsonl: sentence1, sentence2, score; or a file of STS-B as published"
+        description="a .csv, .tsv, .jsonl or .parquet: sentence1, sentence2, score; or a file of STS-B as published"
     )
 
 
@@ -157,7 +171,7 @@ class ClassificationFolder(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["classification"] = "classification"
-    path: str = Field(description="a folder: train and test, each a .csv, .tsv or .jsonl with text and label")
+    path: str = Field(description="a folder: train and test, each a .csv, .tsv, .jsonl or .parquet with text and label")
     samples_per_label: int = Field(
         8,
         ge=1,
@@ -182,7 +196,11 @@ class EvaluationConfig(BaseModel):
     model: str = Field(description="a SentenceTransformer folder, a hub name or all-MiniLM-L6-v2")
     baseline: str | None = Field(None, description="the model to compare with, as before against after")
     data: BeirFolder | StsFile | ClassificationFolder | MtebTasks = Field(discriminator="kind")
-    dims: tuple[int, ...] | None = Field(None, description="dimensions to measure at; the model's full one by default")
+    dims: tuple[int, ...] | None = Field(
+        None,
+        description="dimensions to measure at; by default the Matryoshka ones that the model's config.json names, or "
+        "the full one (which alone by mteb, since it encodes anew for each)",
+    )
     seed: int = Field(0, description="seeds the bootstrap of the confidence intervals")
     per_query_file: str | None = Field(
         None, description="a file that gets a JSON line for every query, pair or test text and dimension"
@@ -200,5 +218,5 @@ class EvaluationConfig(BaseModel):
     @model_validator(mode="after")
     def _has_items(self) -> Self:
         if self.data.kind == "mteb" and self.per_query_file:
-            raise ValueError("mteb gives no figures of single items: leave per_query_file out")
+            raise ValueError("mteb gives no figures of single items: --mteb takes no --per-query")
         return self

@@ -124,10 +124,13 @@ def _read(data: BeirFolder | StsFile | ClassificationFolder | MtebTasks) -> Judg
 def _checked_dims(config: EvaluationConfig, models: Mapping[str, SentenceTransformer]) -> tuple[int, ...]:
     full_dims = {name: model.get_embedding_dimension() or 0 for name, model in models.items()}
     dims = config.dims or (full_dims[config.model],)
+    if config.dims is None and config.data.kind != "mteb":
+        transformer = models[config.model].transformers_model
+        dims = getattr(transformer.config, "matryoshka_dimensions", None) or dims if transformer else dims
     for name, full_dim in full_dims.items():
         if max(dims) > full_dim:
             raise SettingError(
-                f"cannot measure at {max(dims)} dimensions: {name!r} has {full_dim}; name lower ones (dims)"
+                f"cannot measure at {max(dims)} dimensions: {name!r} has {full_dim}; name lower ones by --dims"
             )
     return tuple(sorted(set(dims), reverse=True))
 

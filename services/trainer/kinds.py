@@ -6,6 +6,7 @@ form that can be no example, such as one with an empty text, is left out and cou
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -124,6 +125,9 @@ def _value(where: Where, row: dict[str, Any], column: str) -> Any:
         return row[column]
     except KeyError:
         rule = f"there is no column {column!r}, only {', '.join(map(repr, row))}: map the names under `fields`"
+        parted = next((f"`delimiter: {json.dumps(mark)}`" for mark in ";\t|" if mark in "".join(row)), None)
+        if len(row) == 1 and parted:
+            rule = f"there is one column, {next(iter(row))!r}: say what parts its names by {parted}"
         raise InvalidInputError(*where, rule) from None
 
 

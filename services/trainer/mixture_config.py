@@ -6,6 +6,7 @@ names no weights: all weights are the user's or this project's.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -41,7 +42,9 @@ class _DatasetSource(_Drawn):
     """A dataset in a file, in a folder or on the hub."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
-    task_description: str = Field(min_length=1, description="what stands before every query: `task: … | query: …`")
+    task_description: str = Field(
+        min_length=1, description="with `--prompts gecko` what stands before every query: `task: … | query: …`"
+    )
     symmetric: bool = Field(False, description="targets are written as queries are, with the task description")
     path: str | None = Field(
         None,
@@ -168,7 +171,7 @@ class Mixture(_Frozen):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        names = [source.name for source in self.sources]
-        if len(set(names)) != len(names):
-            raise ValueError("two sources have the same name")
+        twice = [name for name, count in Counter(source.name for source in self.sources).items() if count > 1]
+        if twice:
+            raise ValueError(f"two sources have the name {twice[0]!r}")
         return self

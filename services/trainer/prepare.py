@@ -24,7 +24,7 @@ import pyarrow
 from datasets import Dataset
 
 from services.trainer.kinds import TextExample, hypotheses, labelled_texts, nli_examples, text_examples
-from services.trainer.mixture_config import ClassificationSource, DatasetSource, NliSource
+from services.trainer.mixture_config import ClassificationSource, DatasetSource, NliSource, ScoredPairSource
 from services.trainer.rows import Row, read_rows
 from shared.errors import InvalidInputError
 
@@ -71,10 +71,22 @@ def prepare(source: DatasetSource, folder: Path, on_rows: Callable[[int], None] 
     if isinstance(source, ClassificationSource) and len(texts_by_label) < 2:
         raise InvalidInputError(place, None, f"classification takes two labels with two texts each{counted}")
     if examples == 0:
-        raise InvalidInputError(place, None, f"no row of it makes an example{counted}")
+        raise InvalidInputError(place, None, f"no row of it makes an example{counted}{_choice_of(source)}")
     prepared = Prepared(examples, dict(dropped), texts_by_label)
     (folder / "prepared.json").write_bytes(orjson.dumps(asdict(prepared)))
     return prepared
+
+
+def _choice_of(source: DatasetSource) -> str:
+    """The setting of the source that may be why none of its rows is taken."""
+    match source:
+        case NliSource():
+            return (
+                f"; `entailment`, now {source.entailment!r}, and `contradiction`, {source.contradiction!r}, name labels"
+            )
+        case ScoredPairSource():
+            return f"; `min_score` is {source.min_score:g}"
+    return ""
 
 
 def _told(rows: Iterator[Row], on_rows: Callable[[int], None]) -> Iterator[Row]:

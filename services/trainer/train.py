@@ -175,7 +175,7 @@ def train(
         facts |= _interpolated(model, fitting, held_out)
         written = config.model_copy(update=facts.pop("written", {}))
         export_model(model, written, facts, dims=list(weight_by_dim), target=model_dir)
-    return {**facts, "dims": list(weight_by_dim), "model_dir": str(model_dir)}
+    return {**facts, "model_dir": str(model_dir)}
 
 
 def _interpolated(model: SentenceTransformer, config: TrainingConfig, held_out: Sequence[Record]) -> dict[str, Any]:
@@ -210,13 +210,13 @@ def _checked_dims(config: TrainingConfig, model: SentenceTransformer) -> dict[in
             f"the model {config.model_name_or_path!r} says that its vectors have {full_dim} dimensions, and they have "
             f"{width}: mend the configuration of its last module that names one (1_Pooling/config.json, for example)"
         )
-    too_large = [dim for dim in config.matryoshka_dims if dim > full_dim]
-    if too_large:
+    weight_by_dim = config.weight_by_dim(full_dim)
+    if too_large := [dim for dim in weight_by_dim if dim > full_dim]:
         raise SettingError(
-            f"matryoshka_dims {too_large} are larger than the {full_dim} dimensions of {config.model_name_or_path!r}: "
-            f"name dimensions below {full_dim}"
+            f"--matryoshka-dims names {too_large}, and {config.model_name_or_path!r} has {full_dim} dimensions: name "
+            f"some below {full_dim}"
         )
-    return config.weight_by_dim(full_dim)
+    return weight_by_dim
 
 
 def _checkpoint(

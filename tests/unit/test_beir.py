@@ -33,6 +33,15 @@ def test_reads_qrels_without_a_header_and_with_blank_lines(tmp_path: Path) -> No
     assert read_beir(folder(tmp_path, qrels="q1\ta\t1\r\n\nq2\tb\t1\n")).qrels == {"q1": {"a": 1}, "q2": {"b": 1}}
 
 
+def test_takes_what_an_import_takes(tmp_path: Path) -> None:
+    """Ids that are numbers, titles that are null, and a header in somebody's own words."""
+    corpus = '{"_id": 7, "title": null, "text": "one"}\n'
+    qrels = "query\tpassage\trelevance\n1\t7\t1\n"
+    data = read_beir(folder(tmp_path, corpus, '{"_id": 1, "text": "first?"}\n', qrels))
+    assert data.passages == (BeirPassage("7", "", "one"),)
+    assert data.qrels == {"1": {"7": 1}}
+
+
 @pytest.mark.parametrize(
     ("broken", "file", "line", "rule"),
     [
@@ -48,6 +57,7 @@ def test_reads_qrels_without_a_header_and_with_blank_lines(tmp_path: Path) -> No
         ({"qrels": QRELS + "q9\ta\t1\n"}, "qrels/test.tsv", 4, "'q9'"),
         ({"qrels": QRELS + "q1\tz\t1\n"}, "qrels/test.tsv", 4, "'z'"),
         ({"qrels": QRELS + "q2\ta\thigh\n"}, "qrels/test.tsv", 4, "integer"),
+        ({"qrels": "q1\ta\thigh\n"}, "qrels/test.tsv", 1, "integer"),
         ({"qrels": QRELS + "q1\ta\t1\n"}, "qrels/test.tsv", 4, "two scores"),
         ({"qrels": "query-id\tcorpus-id\tscore\n"}, "qrels/test.tsv", None, "no judgement"),
     ],
@@ -69,5 +79,5 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 
 def test_a_split_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match=r"dev\.tsv.*no such file"):
+    with pytest.raises(InvalidInputError, match=r"dev\.tsv.*no such file; the folder has qrels for --split test$"):
         read_beir(folder(tmp_path), "dev")

@@ -157,15 +157,29 @@ def downloaded(path: Path) -> None:
     (path / "data" / "train-00000.parquet").touch()
 
 
+def mixed(path: Path) -> None:
+    path.mkdir()
+    (path / "guide.md").write_text("a guide")
+    table(path / "data.parquet", {"_id": "a", "text": "x"})
+
+
+def lines_under_another_name(path: Path) -> None:
+    path.mkdir()
+    (path / "README.md").write_text("about the data")
+    (path / "passages.jsonl").write_bytes(GOOD)
+
+
 @pytest.mark.parametrize(
     ("make", "rule"),
     [
+        (mixed, "it has tables, data.parquet, and texts, guide.md: name one folder each"),
+        (lines_under_another_name, "name passages.jsonl itself"),
         (lambda path: None, "no such file"),
         (lambda path: path.mkdir(), "no corpus.jsonl and no .txt or .md"),
         (lambda path: path.write_text("a,b"), "not a kind of corpus"),
         (downloaded, r"no .parquet file in it, but in .*corpus.csv.data"),
     ],
-    ids=["missing", "empty-folder", "unknown-kind", "dataset-folder"],
+    ids=["tables-and-texts", "other-jsonl", "missing", "empty-folder", "unknown-kind", "dataset-folder"],
 )
 def test_a_path_that_is_no_corpus_is_an_error(tmp_path: Path, make: object, rule: str) -> None:
     path = tmp_path / "corpus.csv"
@@ -199,10 +213,13 @@ def test_a_row_that_breaks_a_rule_is_told_by_its_number(tmp_path: Path) -> None:
     found = list(read_passages(table(tmp_path / "broken.parquet", *many, {"_id": "last", "text": " "})))
     (broken,) = [item for item in found if isinstance(item, Skipped)]
     assert (broken.line, broken.rule) == (BATCH_ROWS + 2, Rule.MISSING_TEXT)
-    for column, rule in (({"text": ["x"]}, Rule.NOT_A_STRING), ({"body": "x"}, Rule.MISSING_TEXT)):
-        (wrong,) = read_passages(table(tmp_path / "wrong.parquet", {"_id": "a", **column}))
-        assert isinstance(wrong, Skipped)
-        assert wrong.rule is rule
+    (wrong,) = read_passages(table(tmp_path / "wrong.parquet", {"_id": "a", "text": ["x"]}))
+    assert isinstance(wrong, Skipped)
+    assert wrong.rule is Rule.NOT_A_STRING
+    for row in ({"docid": "a", "text": "x"}, {"_id": "a", "body": "x"}):
+        there = ", ".join(row)
+        with pytest.raises(InvalidInputError, match=rf"columns `_id` \(or `id`\) and `text`, and this has {there}"):
+            list(read_passages(table(tmp_path / "others.parquet", row)))
     (tmp_path / "text.parquet").write_text("no table")
     with pytest.raises(InvalidInputError, match=r"text\.parquet"):
         list(read_passages(tmp_path / "text.parquet"))

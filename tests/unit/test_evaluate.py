@@ -161,7 +161,7 @@ def test_an_evaluation_stored_when_there_were_beir_folders_alone_can_be_read() -
 
 
 def test_mteb_gives_no_figures_of_single_items() -> None:
-    with pytest.raises(ValidationError, match="leave per_query_file out"):
+    with pytest.raises(ValidationError, match="--mteb takes no --per-query"):
         EvaluationConfig(model="m", data=MtebTasks(names=("STSBenchmark",)), per_query_file="/f.jsonl")
 
 

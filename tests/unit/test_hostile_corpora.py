@@ -106,7 +106,7 @@ def test_a_dataset_that_breaks_off_is_told_with_its_address(
     file = tmp_path / "owner" / "name" / "corpus.parquet"
     file.parent.mkdir(parents=True)
     file.write_bytes(sound[:4] + b"\xff" * 40 + sound[44:])
-    with pytest.raises(InvalidInputError, match="hf://owner/name:1: the dataset cannot be read on"):
+    with pytest.raises(InvalidInputError, match="hf://owner/name:1: reading the dataset stopped at this row"):
         list(read_passages("hf://owner/name"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -66,10 +67,17 @@ def test_it_is_kept_with_the_training(tmp_path: Path) -> None:
         ("kind: pair", "kind: pears", 5, "pears"),
         ("    path: data/faq.csv\n", "", 5, "name either a `path` or a `hub` dataset"),
         ("path: data/faq.csv", "hub: owner/faq\n    columns: [a]", 5, "`delimiter` and `columns` are of .csv"),
-        ("query: question", "question: question", 10, "question: Extra inputs are not permitted"),
+        (
+            "query: question",
+            "question: question",
+            10,
+            "fields.question: there is nothing of that name; docs/mixture.md",
+        ),
         ("    task_description: question answering\n", "", 5, "task_description: Field required"),
-        ("name: faq", "name: fret", 2, "two sources have the same name"),
+        ("name: faq", "name: fret", 2, "two sources have the name 'fret'"),
         ("    weight: 2", "    weight: 2: 3", 4, "not valid YAML"),
+        ("    kind: pair\n", "", 5, "sources: 'kind' is missing; docs/mixture.md"),
+        ("name: faq", "name: fa\x07q", 5, "not valid YAML"),
         ("sources:", "source:", 2, "sources: Field required"),
     ],
 )
@@ -83,7 +91,9 @@ def test_a_mistake_is_named_with_its_line(tmp_path: Path, old: str, new: str, li
 
 @pytest.mark.parametrize("text", ["", "[]", "just words"])
 def test_a_file_that_is_no_mixture(tmp_path: Path, text: str) -> None:
-    with pytest.raises(InvalidInputError, match=r"mixture\.yaml"):
+    with pytest.raises(
+        InvalidInputError, match=r"mixture\.yaml: not a mixture, which is `sources:` with a list of them"
+    ):
         read_mixture(written(tmp_path, text), ())
 
 
@@ -103,6 +113,33 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_a_mistake_in_a_flag(flag: str, rule: str) -> None:
     with pytest.raises(SettingError, match=rule):
         read_mixture(None, [flag])
+
+
+def test_a_mistake_in_a_flag_is_not_the_files(tmp_path: Path) -> None:
+    flags = ["{kind: pair, name: a, path: b, task_description: c}", "{kind: pair, name: a2, path: b}"]
+    with pytest.raises(SettingError, match="--source number 2, task_description: Field required"):
+        read_mixture(written(tmp_path, GOOD), flags)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["train", "latest", "--matryoshka-dims", "128,128"], "--matryoshka-dims takes different numbers above 0"),
+        (
+            ["train", "latest", "--matryoshka-weights", "1,2"],
+            "takes a number, not below 0, for each .* got 1.0,2.0 for none",
+        ),
+        (["train", "latest", "--learning-rate", "0"], "--learning-rate: Input should be greater than 0"),
+        (["evaluate", "x", "--classification", "y", "--samples-per-label", "0"], "^--samples-per-label: Input should"),
+        (["evaluate", "x", "--mteb", "y", "--per-query", "z"], "^mteb gives .*: --mteb takes no --per-query$"),
+        (["evaluate", "x", "--mteb", "y", "--dims", "0"], "--dims takes numbers above 0"),
+    ],
+)
+def test_a_mistake_in_an_option_is_told_by_its_name(tmp_path: Path, command: list[str], says: str) -> None:
+    output = ["--output", str(tmp_path / "new")] if command[0] == "train" else []
+    result = CliRunner().invoke(app, [*command, *output])
+    assert isinstance(result.exception, SettingError)
+    assert re.search(says, str(result.exception))
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,7 @@ def test_memory_does_not_grow_with_the_dataset(tmp_path: Path, kind: str, monkey
         ),
         ("classification", {}, {"text": "a", "label": 0.5}, "label has to be a text or an integer, and is 0.5"),
         ("nli", {}, {"premise": "a", "hypothesis": "b", "gold_label": 0}, "no column 'label'"),
+        ("pair", {}, {"query;positive": "a;b"}, "one column, 'query;positive': .* by `delimiter: \";\"`"),
     ],
 )
 def test_a_row_of_the_wrong_form_is_refused_with_its_place(
@@ -194,7 +195,7 @@ def test_a_row_of_the_wrong_form_is_refused_with_its_place(
         (
             "nli",
             [{"premise": "a", "hypothesis": "b", "label": "entails"}],
-            "example; .*1 neither entailment nor contra",
+            "1 neither entailment nor contradiction; `entailment`, now 0, and `contradiction`, 2, name labels",
         ),
         ("classification", [], "two labels with two texts each$"),
         (
@@ -207,3 +208,9 @@ def test_a_row_of_the_wrong_form_is_refused_with_its_place(
 def test_a_dataset_that_gives_nothing_is_refused(tmp_path: Path, kind: str, rows: list[Any], rule: str) -> None:
     with pytest.raises(InvalidInputError, match=rule):
         prepared(tmp_path, kind, rows)
+
+
+def test_a_score_that_no_pair_has_is_told(tmp_path: Path) -> None:
+    rows = [{"sentence1": "a", "sentence2": "b", "score": 0.9}]
+    with pytest.raises(InvalidInputError, match=r"1 score below min_score; `min_score` is 4$"):
+        prepared(tmp_path, "scored-pair", rows, min_score=4)
