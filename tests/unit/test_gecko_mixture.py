@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import mteb
 import pytest
 
 from cli.models.mixture_file import read_mixture
 from services.trainer.config import TrainingConfig
-from services.trainer.mixture_config import DatasetSource, FretSource
+from services.trainer.mixture_config import ClassificationSource, DatasetSource, FretSource
 from services.trainer.prepare import load_prepared, prepare
 from services.trainer.sources import DatasetExamples
 from tests.unit.datasets_in_files import parquet_file
@@ -155,3 +156,24 @@ def test_a_mapping_of_a_classification_set(name: str, tmp_path: Path) -> None:
         label, number = query.removeprefix(before).split()
         assert positive == f"{before}{label} {1 - int(number)}"
         assert negative.removeprefix(before).split()[0] == {"good": "bad", "bad": "good"}[label]
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("banking77", "Banking77Classification"),
+        ("emotion", "EmotionClassification"),
+        ("imdb", "ImdbClassification"),
+        ("toxic_conversations", "ToxicConversationsClassification"),
+        ("amazon_counterfactual", "AmazonCounterfactualClassification"),
+        ("tweet_sentiment", "TweetSentimentExtractionClassification"),
+    ],
+)
+def test_the_classification_sets_are_read_as_their_publisher_reads_them(name: str, task: str) -> None:
+    """The library mteb names the repository and the columns that its tasks take from it; it has the data nowhere."""
+    published, source = mteb.get_task(task), SOURCES[name]
+    assert isinstance(source, ClassificationSource)
+    assert published.metadata.dataset["path"] == source.hub
+    assert (published.input_column_name, published.label_column_name) == (source.fields.text, source.fields.label)
+    if source.config:
+        assert source.config in published.hf_subsets
