@@ -37,7 +37,9 @@ class TrainingConfig(BaseModel):
         description="how texts are written. own: behind the base's own prompts, where it has any; gecko: as in the "
         "paper, `task: … | query: …` and `title: … | text: …`, which a base has to learn; none: bare",
     )
-    per_device_train_batch_size: int = Field(32, ge=2, description="queries per step; their positives are in-batch")
+    per_device_train_batch_size: int = Field(
+        32, ge=2, description="queries per step; the positive of each is a negative of the others"
+    )
     num_train_epochs: int = Field(1, ge=1, description="passes over the records")
     learning_rate: float = Field(5e-5, gt=0, description="the highest, after warm-up; it then falls linearly to 0")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises")

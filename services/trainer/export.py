@@ -15,6 +15,7 @@ import orjson
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
+from services.trainer.classic_form import write_classic_form
 from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.lengths import exported_length
 from services.trainer.model_card import FACTS_FILE, write_model_card
@@ -46,6 +47,7 @@ def export_model(
     unfinished = target.with_name(f"unfinished-{target.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(str(unfinished), create_model_card=False)
+    classic_form = write_classic_form(model, unfinished)
     if config.onnx:
         write_onnx(model, unfinished)
     stored = {
@@ -54,6 +56,7 @@ def export_model(
         "config": config.model_dump(mode="json"),
         "dims": sorted(dims, reverse=True),
         "plain_mean": _is_plain_mean(model),
+        "classic_form": classic_form,
     }
     (unfinished / FACTS_FILE).write_bytes(orjson.dumps(stored, option=orjson.OPT_INDENT_2))
     write_model_card(unfinished)

@@ -75,19 +75,20 @@ def gecko_loss(
     for dim, weight in weight_by_dim.items():
         q, p, n = (F.normalize(embeddings[:, :dim], dim=-1) for embeddings in (queries, positives, negatives))
         asked = q[rows]
-        of_positives, of_own, of_queries = asked @ p.T, asked @ n.T, asked @ q.T  # (R, B), (R, M), (R, B)
+        of_positives, of_own = asked @ p.T, asked @ n.T  # (R, B), (R, M)
         too_near = torch.inf if soft_mask_margin is None else of_positives[itself][:, None] + soft_mask_margin
         scores = [
             (of_positives / temperature).masked_fill(~itself & (of_others | (of_positives > too_near)), -torch.inf),
             (of_own / temperature + hardness * of_own.detach()).masked_fill(~own | (of_own > too_near), -torch.inf),
         ]
         if same_tower_negatives:
+            of_queries = asked @ q.T  # (R, B)
             scores.append((of_queries / temperature).masked_fill(same | (of_queries > too_near), -torch.inf))
         # the first B columns are the positives, so row i's target is i; -inf is an exact 0 in sum and gradient
         share = F.cross_entropy(torch.cat(scores, dim=1), mine, reduction="sum") / len(every)
         if spread_out:
             pairs = len(every) * max(len(every) - 1, 1)
-            for cosines in (of_queries, p[rows] @ p.T):
+            for cosines in (asked @ q.T, p[rows] @ p.T):
                 share = share + spread_out * cosines.masked_fill(same, 0.0).square().sum() / pairs
         total = total + weight * share
     return total

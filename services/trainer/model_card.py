@@ -13,6 +13,9 @@ from shared.text_format import DOCUMENT_PROMPT
 
 FACTS_FILE = "training.json"
 FOLDER = "path/to/this/folder"
+ANY_VERSION = """\
+Versions of sentence-transformers from 3.4 on load it. Before 5 there is no `encode_query`, but
+`encode(…, prompt_name="query")`, and so for `document`."""
 OF_RECORDS = (
     "records",
     "teacher",
@@ -36,6 +39,7 @@ def render(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> st
     config, dims = dict(facts.pop("config")), facts.pop("dims")
     mixture, sources = config.pop("mixture", None), facts.pop("sources", {})
     plain_mean, prompts = facts.pop("plain_mean", False), facts.pop("prompts", {"query": "", "document": ""})
+    versions = ANY_VERSION if facts.pop("classic_form", False) else "It takes sentence-transformers 6 or later."
     base = config["model_name_or_path"]
     passages_cut, queries_cut = (
         f" (about {facts[share]:.0%} of the run's {what} are longer)" if facts.get(share) else ""
@@ -58,7 +62,7 @@ dimensions and normalised again (Matryoshka). Made by Fretwork, an open implemen
 
 ## Use
 
-{_use(prompts, dims, plain_mean, config.get("onnx", False))}
+{_use(prompts, dims, plain_mean, config.get("onnx", False), versions)}
 
 ## Effect
 
@@ -92,7 +96,7 @@ LIMITS_OF_DATASETS = """\
   On other texts it may be worse than its base; measure before you use it."""
 
 
-def _use(prompts: Mapping[str, str], dims: Sequence[int], plain_mean: bool, onnx: bool) -> str:
+def _use(prompts: Mapping[str, str], dims: Sequence[int], plain_mean: bool, onnx: bool, versions: str) -> str:
     """Lines to copy, one loader after the other; tests run them as they stand."""
     query, passage = "how to open a file", "open(path) returns a file object."
     texts = [prompts["query"] + query, prompts["document"] + passage]
@@ -143,9 +147,10 @@ print(model.similarity(queries, passages))
 ```
 
 {_format_note(prompts)}
+{versions}
 {in_transformers if plain_mean else ""}{in_onnxruntime if plain_mean and onnx else ""}
-With vLLM 0.32 or later (0.23 pools a folder like this wrongly and does not say so: vllm #45995), `vllm serve {FOLDER}
---runner pooling`. It puts no prompt before a text, and refuses one that is too long unless told to cut it:
+With vLLM (tried: 0.32), `vllm serve {FOLDER} --runner pooling`. It puts no prompt before a text, and
+refuses one that is too long unless told to cut it:
 
 ```sh
 curl http://127.0.0.1:8000/v1/embeddings --header 'content-type: application/json' \\
@@ -217,7 +222,11 @@ def _development(facts: Mapping[str, Any], asked: float | None) -> str:
     """What the run's own held-out queries say of the training; `asked`: the share that was asked for, if one was."""
     found = facts.get("development_ndcg@10")
     if found is None:
-        why = "the run has fewer than 200 records" if asked is None else "the share of the tuned weights was given"
+        why = (
+            "the run has fewer than 200 records, or they have few positives"
+            if asked is None
+            else "the share of the tuned weights was given"
+        )
         return f"\nNo record was held out ({why}), so nothing here says whether this model is better than its base.\n"
     on = f"On {facts['development_queries']} of the run's own queries, held out from training, nDCG@10 is"
     of_base = max(found["0"], found.get("base_as_it_is", 0.0))

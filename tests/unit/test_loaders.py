@@ -14,7 +14,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules.pooling import PoolingMode
 
 from services.trainer.encoder import load_model, ready_for_training
 from services.trainer.export import export_model
@@ -25,6 +26,8 @@ from tests.unit.tiny_model import DIM
 
 SAME = 0.9999  # cosine
 DIMS = [None, DIM, 16, 8]
+FILES = ["modules.json", "1_Pooling/config.json", "sentence_bert_config.json"]
+NAMED: dict[PoolingMode, str] = {"mean": "mean_tokens", "cls": "cls_token", "lasttoken": "lasttoken"}
 
 
 @pytest.fixture(scope="module", params=["gecko", "none"])
@@ -93,3 +96,27 @@ def test_the_card_gives_no_mean_for_a_base_that_takes_another(base: str, tmp_pat
     )
     assert "AutoModel" not in (tmp_path / "model" / "README.md").read_text()
     run_lines(lines_to_copy(tmp_path / "model", "SentenceTransformer"))
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls", "lasttoken"])
+def test_the_files_are_in_the_form_that_all_versions_read(base: str, tmp_path: Path, mode: PoolingMode) -> None:
+    """docs/measurements.md says which other versions were tried by hand; the newest reads both forms."""
+    model = SentenceTransformer(modules=[Transformer(base), Pooling(DIM, pooling_mode=mode), Normalize()])
+    export_model(model, config(base), {"task_description": "t"}, dims=[DIM, 8], target=tmp_path / "model")
+    files = {name: json.loads((tmp_path / "model" / name).read_text()) for name in FILES}
+    kinds = [module["type"] for module in files["modules.json"]]
+    assert kinds == [f"sentence_transformers.models.{kind}" for kind in ("Transformer", "Pooling", "Normalize")]
+    pooling = files["1_Pooling/config.json"]
+    assert pooling["word_embedding_dimension"] == DIM
+    assert [key for key, value in pooling.items() if value is True] == [f"pooling_mode_{NAMED[mode]}", "include_prompt"]
+    assert files["sentence_bert_config.json"] == {"max_seq_length": 64, "do_lower_case": False}
+    read = SentenceTransformer(str(tmp_path / "model"))
+    assert read.max_seq_length == 64
+    assert cosines(read.encode(PASSAGES), model.encode(PASSAGES)).min() >= SAME
+
+
+def test_what_the_older_form_has_no_words_for_stays_as_it_is(base: str, tmp_path: Path) -> None:
+    modules = [Transformer(base), Pooling(DIM), Dense(DIM, DIM), Normalize()]
+    model = SentenceTransformer(modules=modules)
+    export_model(model, config(base), {"task_description": "t"}, dims=[DIM, 8], target=tmp_path / "model")
+    assert cosines(SentenceTransformer(str(tmp_path / "model")).encode(PASSAGES), model.encode(PASSAGES)).min() >= SAME
