@@ -21,11 +21,13 @@ from services.trainer.encoder import encode, load_model, ready_for_training, tok
 from services.trainer.fret_records import Example
 from services.trainer.grad_cache import backward
 from services.trainer.loss import gecko_loss
+from services.trainer.mixture_config import FretSource, Mixture
 from services.trainer.peers import ALONE, Peers
 from services.trainer.step import add_gradient
 from services.trainer.train import train
 from shared.errors import SettingError
 from shared.records import NAMESPACE
+from tests.unit.datasets_in_files import LABELLED, dataset_source, jsonl
 from tests.unit.test_train import records
 from tests.unit.tiny_model import DIM, WORDS
 
@@ -161,9 +163,16 @@ def test_it_is_autograds_however_much_is_kept(
 
 
 def trained(base: str, folder: Path, batch_size: int, peers: Peers = ALONE) -> list[float]:
-    """The losses of a training on records with a hard negative each."""
+    """The losses of a training on records with a hard negative each, and on texts with labels."""
     losses: list[float] = []
-    chosen = config(base, per_device_train_batch_size=batch_size, matryoshka_dims=(8,), interpolation=0.5)
+    labelled = dataset_source("classification", folder.parent / "labelled.jsonl")
+    chosen = config(
+        base,
+        per_device_train_batch_size=batch_size,
+        matryoshka_dims=(8,),
+        interpolation=0.5,
+        mixture=Mixture(sources=(FretSource(kind="fret"), labelled), max_steps=12),
+    )
     train(chosen, records(), folder, peers=peers, on_progress=lambda progress: losses.append(progress.loss))
     return losses
 
@@ -189,6 +198,7 @@ def test_two_processes_have_the_gradients_and_the_model_of_one(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.trainer.encoder.autocast_dtype", lambda _: None)
+    jsonl(tmp_path / "labelled.jsonl", LABELLED)
     spawn = multiprocessing.get_context("spawn")
     both = [spawn.Process(target=_one_of_two, args=(rank, base, tmp_path)) for rank in (0, 1)]
     for process in both:
