@@ -22,6 +22,8 @@ from cli.corpus.text_folder import read_text_folder, text_files
 from shared.errors import InvalidInputError
 from shared.records import Passage
 
+ABOUT = ("README", "LICENSE", "LICENCE")  # texts about a dataset
+
 
 def read_passages(path: Path | str) -> Iterator[LocatedPassage | Skipped]:
     """The passages of `path` in a fixed order, and in their places the lines that break a rule.
@@ -38,15 +40,13 @@ def read_passages(path: Path | str) -> Iterator[LocatedPassage | Skipped]:
         if beir.is_file():
             yield from _read_jsonl(beir)
         elif tables:
-            _check_alone(path, tables[0], text_files(path))
+            _check_no_texts(path, tables[0])
             for table in tables:
                 yield from read_parquet(table)
-        elif lines_files := sorted(path.glob("*.jsonl")):
-            rule = f"of .jsonl files a folder may have a BEIR folder's corpus.jsonl: name {lines_files[0].name} itself"
-            raise InvalidInputError(path, None, rule)
         elif deeper := _deeper_table(path):
             raise InvalidInputError(path, None, f"there is no .parquet file in it, but in {deeper.parent}: name that")
         else:
+            _check_no_lines(path)
             yield from read_text_folder(path)
     elif not path.exists():
         raise InvalidInputError(path, None, "there is no such file or folder")
@@ -59,13 +59,20 @@ def read_passages(path: Path | str) -> Iterator[LocatedPassage | Skipped]:
         raise InvalidInputError(path, None, rule)
 
 
-def _check_alone(folder: Path, table: Path, texts: Iterator[Path]) -> None:
-    """Raises InvalidInputError where a folder of tables has texts too, beside its README: one of both would be lost."""
-    other = next((file for file in texts if file != folder / "README.md"), None)
-    if other is not None:
-        raise InvalidInputError(
-            folder, None, f"it has tables, {table.name}, and texts, {other.name}: name one folder each"
-        )
+def _check_no_texts(folder: Path, table: Path) -> None:
+    """Raises InvalidInputError where a folder of tables has texts too, beside those about it: they would be lost."""
+    texts = [file for file in text_files(folder) if file.parent == folder and file.stem.upper() not in ABOUT]
+    if texts:
+        rule = f"it has tables ({table.name}) and texts ({texts[0].name}): move them apart, or name the .parquet file"
+        raise InvalidInputError(folder, None, rule)
+
+
+def _check_no_lines(folder: Path) -> None:
+    """Raises InvalidInputError for a folder of .jsonl files and a README, which alone would be the corpus."""
+    lines = [file for file in sorted(folder.glob("*.jsonl")) if not file.name.startswith(".")]
+    if lines and all(file.stem.upper() in ABOUT for file in text_files(folder)):
+        rule = f"a folder's .jsonl file is read where it is a BEIR folder's corpus.jsonl: name {lines[0].name} itself"
+        raise InvalidInputError(folder, None, rule)
 
 
 def _deeper_table(folder: Path) -> Path | None:

@@ -76,8 +76,9 @@ def _absolute(source: dict[str, Any], base: Path) -> dict[str, Any]:
 def _said(error: ValidationError) -> str:
     """The names behind the source's own number and kind, and what is wrong with them."""
     place, said = first_problem(error)
-    names = ".".join(str(step) for step in place[place[:1] == ("sources",) and 3 :])
-    return f"{names or 'sources'}: {said}; {DOCUMENTED}"
+    if place[:1] == ("sources",):
+        place = place[3:]
+    return f"{'.'.join(map(str, place)) or 'sources'}: {said}; {DOCUMENTED}"
 
 
 def _of_the_flag(error: ValidationError, of_the_file: int) -> str:

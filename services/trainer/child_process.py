@@ -55,7 +55,7 @@ def run_child(
 def hint(exit_status: int) -> str:
     """What may have ended a process of which nothing else is known."""
     killed = exit_status == -signal.SIGKILL
-    return "; perhaps for want of memory: of a training lower --kept-tokens, then --passage-max-len" if killed else ""
+    return "; perhaps memory ran out: for a training, lower --kept-tokens, then --passage-max-len" if killed else ""
 
 
 def _error(reported: dict[str, Any]) -> Exception:

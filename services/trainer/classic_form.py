@@ -42,6 +42,8 @@ def write_classic_form(model: SentenceTransformer, folder: Path) -> bool:
 
 
 def _is_classic(module: torch.nn.Module) -> bool:
+    if isinstance(module, Pooling):
+        return isinstance(module.pooling_mode, str)  # of several the order would be lost
     if not isinstance(module, Transformer):
         return type(module) in CLASSIC
     said = module.get_config_dict()
@@ -50,10 +52,9 @@ def _is_classic(module: torch.nn.Module) -> bool:
 
 
 def _pooling(module: Pooling) -> dict[str, object]:
-    modes = [module.pooling_mode] if isinstance(module.pooling_mode, str) else module.pooling_mode
     return {
         "word_embedding_dimension": module.embedding_dimension,
-        **{key: mode in modes for mode, key in POOLING_KEYS.items()},
+        **{key: mode == module.pooling_mode for mode, key in POOLING_KEYS.items()},
         "include_prompt": module.include_prompt,
     }
 

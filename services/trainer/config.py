@@ -123,8 +123,8 @@ class TrainingConfig(BaseModel):
             raise ValueError(f"--matryoshka-dims takes different numbers above 0, and got {_listed(dims)}")
         if weights is not None and (len(weights) != len(dims) or any(weight < 0 for weight in weights)):
             raise ValueError(
-                "--matryoshka-weights takes a number, not below 0, for each of --matryoshka-dims, and got "
-                f"{_listed(weights)} for {_listed(dims)}"
+                "--matryoshka-weights takes a number, not below 0, for each of --matryoshka-dims, to be named too, "
+                f"and got {_listed(weights)} for {_listed(dims)}"
             )
         return self
 

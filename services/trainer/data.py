@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from services.trainer.draw import source_draws
 from services.trainer.fret_index import FretExamples, write_index
 from services.trainer.fret_records import Example, Position, RecordSource, batches, steps_per_epoch
 from services.trainer.mixture_config import FretSource, Mixture
-from services.trainer.prepare import load_prepared, prepare
+from services.trainer.prepare import is_prepared, load_prepared, prepare
 from services.trainer.sources import DatasetExamples, ExampleSource
 from shared.durably import rename_durably, replace_durably
 from shared.errors import NotFoundError
@@ -47,14 +48,16 @@ def open_data(
 
     `on_rows` is told of which source how many rows are read so far: of a dataset of the hub it may be hours.
 
-    What an earlier attempt has written in its own folder is taken as it is, so that a training which resumes reads the
-    same whatever became of the datasets.
+    What an earlier attempt has written of the datasets in its own folder is taken as it is, so that a training which
+    resumes reads the same whatever became of them.
 
     Raises NotFoundError where there are no records to read, InvalidInputError or SettingError for a dataset.
     """
     if config.mixture is None:
         return _RecordsAlone(config, records)
-    return _Mixed(config, config.mixture, records, _prepared(config.mixture, records, [*earlier, work_dir], on_rows))
+    has_fret = any(isinstance(source, FretSource) for source in config.mixture.sources)
+    index = _indexed(records, work_dir, on_rows) if has_fret else None
+    return _Mixed(config, config.mixture, records, _prepared(config.mixture, [*earlier, work_dir], on_rows), index)
 
 
 class _RecordsAlone:
@@ -73,19 +76,21 @@ class _RecordsAlone:
 class _Mixed:
     """A position is a number of batches: the seed says which source each was of, and so how far each source is."""
 
-    def __init__(self, config: TrainingConfig, mixture: Mixture, records: RecordSource, folder: Path) -> None:
+    def __init__(
+        self, config: TrainingConfig, mixture: Mixture, records: RecordSource, folder: Path, index: Path | None
+    ) -> None:
         self._mixture, self._records, self._seed = mixture, records, config.seed
         self._size = config.per_device_train_batch_size
         self._facts: dict[str, dict[str, Any]] = {}
         self._sources: list[ExampleSource] = []
         for source in mixture.sources:
-            place = folder / source.name
             opened: ExampleSource
             if isinstance(source, FretSource):
-                opened = fret = FretExamples(source, config, records, place)
+                assert index is not None  # noqa: S101 - there is one where there is such a source
+                opened = fret = FretExamples(source, config, records, index)
                 more: dict[str, Any] = {"task_groups": fret.task_groups} if source.uniform_tasks else {}
             else:
-                prepared, dataset = load_prepared(place)
+                prepared, dataset = load_prepared(folder / source.name)
                 opened, more = DatasetExamples(source, config, prepared, dataset), {"rows_left_out": prepared.dropped}
             self._sources.append(opened)
             self._facts[source.name] = {"kind": source.kind, "weight": source.weight, "examples": opened.count, **more}
@@ -128,37 +133,42 @@ class _Mixed:
         return islice(source_draws([source.weight for source in self._mixture.sources], self._seed), steps)
 
 
-def _prepared(mixture: Mixture, records: RecordSource, folders: Sequence[Path], on_rows: OnRows) -> Path:
+def _prepared(mixture: Mixture, folders: Sequence[Path], on_rows: OnRows) -> Path:
     """The folder `mixture` in one of `folders` if there is one, else the last's, once it is complete.
 
-    The last begins with the sources that the others have whole: to read them anew may be hours.
+    A dataset that another has whole in its unfinished one is linked, not read again: that may be hours. It stays there
+    too, for an attempt that has lost its lease may be at it still.
     """
     for folder in folders:
         if (folder / "mixture").is_dir():
             return folder / "mixture"
     unfinished, target = folders[-1] / "unfinished-mixture", folders[-1] / "mixture"
     unfinished.mkdir(parents=True, exist_ok=True)
-    for folder in folders[:-1]:
-        _take_over(folder / "unfinished-mixture", unfinished)
     for source in mixture.sources:
-        told, place, partly = partial(on_rows, source.name), unfinished / source.name, unfinished / f".{source.name}"
-        shutil.rmtree(partly, ignore_errors=True)
         if isinstance(source, FretSource):
-            write_index(records, _counted(records), partly, told)
-            replace_durably(partly, place)  # the run may have got more records
-        elif not place.is_dir():
-            prepare(source, partly, told)
-            rename_durably(partly, place)
+            continue
+        place, partly = unfinished / source.name, unfinished / f".{source.name}"
+        whole = next((each for each in folders if is_prepared(each / unfinished.name / source.name)), None)
+        if whole == folders[-1]:
+            continue
+        shutil.rmtree(partly, ignore_errors=True)
+        if whole is None:
+            prepare(source, partly, partial(on_rows, source.name))
+        else:
+            shutil.copytree(whole / unfinished.name / source.name, partly, copy_function=os.link)
+        replace_durably(partly, place)
     rename_durably(unfinished, target)
     return target
 
 
-def _take_over(earlier: Path, unfinished: Path) -> None:
-    """Moves the whole sources of an earlier attempt; the rest of it goes."""
-    for path in earlier.iterdir() if earlier.is_dir() else ():
-        if not path.name.startswith(".") and not (unfinished / path.name).exists():
-            path.rename(unfinished / path.name)
-    shutil.rmtree(earlier, ignore_errors=True)
+def _indexed(records: RecordSource, work_dir: Path, on_rows: OnRows) -> Path:
+    """This attempt's own index, for the run may have got more records since the last; its peers take the same."""
+    target, partly = work_dir / "fret-index", work_dir / "unfinished-index"
+    if not target.is_dir():
+        shutil.rmtree(partly, ignore_errors=True)
+        write_index(records, _counted(records), partly, partial(on_rows, "fret"))
+        rename_durably(partly, target)
+    return target
 
 
 def _counted(records: RecordSource) -> int:

@@ -2,9 +2,9 @@
 
 The exported weights are share · tuned + (1 − share) · base (WiSE-FT, arXiv 2109.01903), the share the one that finds
 the held-out records' positives best. A share of 0 is the base itself: the training did not help, and the card says so.
-Texts are read as far as the exported model reads them. The base is also measured as it is, with its own prompts and
-read as far as its folder says, where the exported model has others: it is what its users have now. The queries are
-synthetic, as those trained on are: they tell when a training forgets, not whether its queries are like people's.
+Texts are read as far as the exported model reads them, within reason. The base is also measured as it is, with its own
+prompts and length, where the exported model has others: it is what its users have now. The queries are synthetic, as
+those trained on are: they tell when a training forgets, not whether its queries are like people's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.encoder import encode, tokenize
 from services.trainer.fret_records import Record, RecordSource, format_passage_text, make_example
-from services.trainer.lengths import exported_length
+from services.trainer.lengths import exported_length, measured_length
 from services.trainer.prompts import leaves_prompts_out, of, put_before
 from services.trainer.step import kept_tokens
 from shared.masking import copied_span, mask, mask_titles
@@ -36,9 +36,9 @@ SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
 def hold_out(source: RecordSource) -> tuple[list[Record], RecordSource]:
     """A tenth of the records, at most MOST_QUERIES, and the rest of them; none where those would be too few.
 
-    Records with one positive go together, or a held-out query's positive would be trained on with another query. They
-    are those with the positives of the first records by query id. An id is a hash, so they are a sample of chance, and
-    the same in every attempt.
+    Records that share a positive go together, or a held-out query's positive would be trained on with another query.
+    They are those with the positives of the first records by query id. An id is a hash, so they are a sample of chance,
+    and the same in every attempt.
     """
     size = min(MOST_QUERIES, source.count() // 10)
     if size < FEWEST_QUERIES:
@@ -68,7 +68,7 @@ def choose_share(
         base: its weights before, by name, on the CPU.
     """
     tuned = copied(model)
-    texts = searched(held_out, config)
+    texts = search_task(held_out, config)
     found = {}
     for share in SHARES:
         mix(model, tuned, base, share)
@@ -82,7 +82,7 @@ def choose_share(
     if as_it_is:
         mix(model, tuned, base, 0.0)
         asked = config.model_copy(update=as_it_is)
-        of_base = _ndcg_at_10(model, *searched(held_out, asked), asked)
+        of_base = _ndcg_at_10(model, *search_task(held_out, asked), asked)
         facts["development_ndcg@10"]["base_as_it_is"] = round(of_base, 4)
         if (of_base, 0.0) >= (found[best], best):
             return {"interpolation": 0.0, "written": as_it_is, **facts}
@@ -115,12 +115,13 @@ def mix(model: SentenceTransformer, tuned: Mapping[str, Tensor], base: Mapping[s
             weight.copy_(base[name].lerp(tuned[name], share))
 
 
-def searched(held_out: Sequence[Record], config: TrainingConfig) -> tuple[list[str], list[str], list[int]]:
+def search_task(held_out: Sequence[Record], config: TrainingConfig) -> tuple[list[str], list[str], list[int]]:
     """The queries, the passages to find among, each once, and which of them each query's positive is.
 
     Verbatim copies of a query are taken out of its own record's passages, as in training.
     """
-    passages = {record.positive.passage_id: record.positive for record in held_out}
+    positives = {record.positive.passage_id: record.positive for record in held_out}
+    passages = dict(positives)
     for negative in (negative for record in held_out for negative in record.negatives):
         if len(passages) < MOST_PASSAGES:
             passages.setdefault(negative.passage_id, negative)
@@ -133,6 +134,8 @@ def searched(held_out: Sequence[Record], config: TrainingConfig) -> tuple[list[s
             text = mask(passage.text, copied_span(record.query_text, passage.text))
             if title or text:
                 passages[passage.passage_id] = replace(passage, title=title, text=text)
+            elif passage.passage_id not in positives:
+                del passages[passage.passage_id]
     number = {passage_id: row for row, passage_id in enumerate(passages)}
     queries = [make_example(record, config, epoch=0).query for record in held_out]
     texts = [format_passage_text(config.prompts, passage.title, passage.text) for passage in passages.values()]
@@ -148,7 +151,7 @@ def _ndcg_at_10(
     config: TrainingConfig,
 ) -> float:
     before = put_before(model, config)
-    held, length = kept_tokens(model, config), exported_length(model, config)
+    held, length = kept_tokens(model, config), measured_length(model, config)
     asked = encode(model, tokenize(model, [before.query + text for text in queries], length), held)
     found = encode(model, tokenize(model, [before.document + text for text in passages], length), held)
     scores = asked @ found.T  # (Q, N)

@@ -123,16 +123,22 @@ def _read(data: BeirFolder | StsFile | ClassificationFolder | MtebTasks) -> Judg
 
 def _checked_dims(config: EvaluationConfig, models: Mapping[str, SentenceTransformer]) -> tuple[int, ...]:
     full_dims = {name: model.get_embedding_dimension() or 0 for name, model in models.items()}
-    dims = config.dims or (full_dims[config.model],)
-    if config.dims is None and config.data.kind != "mteb":
-        transformer = models[config.model].transformers_model
-        dims = getattr(transformer.config, "matryoshka_dimensions", None) or dims if transformer else dims
+    full = full_dims[config.model]
+    dims = config.dims or (full, *(dim for dim in _matryoshka_dims(models[config.model]) if dim < full))
+    if config.dims is None and config.data.kind == "mteb":
+        dims = (full,)
     for name, full_dim in full_dims.items():
         if max(dims) > full_dim:
             raise SettingError(
                 f"cannot measure at {max(dims)} dimensions: {name!r} has {full_dim}; name lower ones by --dims"
             )
     return tuple(sorted(set(dims), reverse=True))
+
+
+def _matryoshka_dims(model: SentenceTransformer) -> Sequence[int]:
+    """Those that its config.json names, as vLLM reads them there too."""
+    transformer = model.transformers_model
+    return (transformer and getattr(transformer.config, "matryoshka_dimensions", None)) or ()
 
 
 def _figures(measured: Mapping[int, Measured]) -> dict[str, dict[str, float]]:

@@ -168,9 +168,8 @@ class LedgerRecords:
         self._of_all = engine, run_id, label_version, reviews_until
         self._engine = engine
         self._run_id = run_id
-        self._of = reviewed_records(run_id, label_version, reviews_until)
-        if without:
-            self._of = select(self._of).where(not_(one_of(self._of.c.positive_id, without))).subquery()
+        every = reviewed_records(run_id, label_version, reviews_until)
+        self._of = select(every).where(not_(one_of(every.c.positive_id, without))).subquery() if without else every
         self._with_query = (queries.c.run_id == self._of.c.run_id) & (queries.c.query_id == self._of.c.query_id)
         self._columns = (self._of, queries.c.task_description, queries.c.query_text)
 

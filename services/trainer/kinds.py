@@ -98,11 +98,7 @@ def hypotheses(source: NliSource, rows: Iterable[Row], dropped: Counter[str]) ->
 
 
 def nli_examples(premise: str, following: list[str], contradicting: list[str]) -> Iterator[TextExample]:
-    """An example for each hypothesis that follows; what contradicts is shared out among them.
-
-    Annotators may differ: a hypothesis that follows as well is no negative.
-    """
-    contradicting = [hypothesis for hypothesis in contradicting if hypothesis not in following]
+    """An example for each hypothesis that follows; what contradicts is shared out among them."""
     for number, hypothesis in enumerate(following):
         own = contradicting[number :: len(following)] or contradicting[:1]
         yield TextExample(premise, hypothesis, negatives=tuple(own))
@@ -127,7 +123,7 @@ def _value(where: Where, row: dict[str, Any], column: str) -> Any:
         rule = f"there is no column {column!r}, only {', '.join(map(repr, row))}: map the names under `fields`"
         parted = next((f"`delimiter: {json.dumps(mark)}`" for mark in ";\t|" if mark in "".join(row)), None)
         if len(row) == 1 and parted:
-            rule = f"there is one column, {next(iter(row))!r}: say what parts its names by {parted}"
+            rule = f"there is one column, {next(iter(row))!r}: set {parted}, which separates its names"
         raise InvalidInputError(*where, rule) from None
 
 

@@ -11,6 +11,7 @@ from services.trainer.mixture_config import FretSource
 from services.trainer.prompts import put_before
 from shared.errors import SettingError
 
+MEASURED = 512  # tokens
 SAMPLE = 200  # records; they are the first by query id, which is a hash
 
 
@@ -42,6 +43,15 @@ def longest_input(model: SentenceTransformer) -> int:
 def exported_length(model: SentenceTransformer, config: TrainingConfig) -> int:
     """How many tokens the exported model reads of any text: as far as trained, or as its base where that is further."""
     return max(model.max_seq_length or 0, config.query_max_len, config.passage_max_len)
+
+
+def measured_length(model: SentenceTransformer, config: TrainingConfig) -> int:
+    """How far texts are read to compare weights: as the exported model reads, within MEASURED or what was trained.
+
+    A base may read whole books, and that many passages so long would take hours on a processor.
+    """
+    trained = max(config.query_max_len, config.passage_max_len)
+    return min(exported_length(model, config), max(trained, MEASURED), longest_input(model))
 
 
 def shares_cut(model: SentenceTransformer, source: RecordSource, config: TrainingConfig) -> dict[str, float]:

@@ -223,7 +223,7 @@ def _development(facts: Mapping[str, Any], asked: float | None) -> str:
     found = facts.get("development_ndcg@10")
     if found is None:
         why = (
-            "the run has fewer than 200 records, or they have few positives"
+            "the run has fewer than 200 records, or too few distinct positives"
             if asked is None
             else "the share of the tuned weights was given"
         )

@@ -96,6 +96,11 @@ def _told(rows: Iterator[Row], on_rows: Callable[[int], None]) -> Iterator[Row]:
         yield row
 
 
+def is_prepared(folder: Path) -> bool:
+    """Whether `prepare` has come to its end there."""
+    return (folder / "prepared.json").is_file()
+
+
 def load_prepared(folder: Path) -> tuple[Prepared, Dataset]:
     """What `prepare` wrote; the dataset is mapped into memory, which holds only what is read from it."""
     return Prepared(**orjson.loads((folder / "prepared.json").read_bytes())), _mapped(folder / "examples.arrow")
@@ -141,7 +146,10 @@ def _by_premise(folder: Path, rows: Iterable[tuple[str, str, bool]], dropped: Co
             by_kind[row["follows"]].append(row["hypothesis"])
         if not by_kind[True]:
             dropped["contradiction of a premise that nothing follows from"] += len(by_kind[False])
-        yield from nli_examples(premise, by_kind[True], by_kind[False])
+        agreed = [text for text in by_kind[False] if text not in set(by_kind[True])]
+        if disputed := len(by_kind[False]) - len(agreed):
+            dropped["contradiction that follows as well"] += disputed
+        yield from nli_examples(premise, by_kind[True], agreed)
     raw.unlink()
 
 

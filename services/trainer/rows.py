@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow
 from datasets import DatasetDict, load_dataset, load_from_disk
+from huggingface_hub.errors import OfflineModeIsEnabled
 from pyarrow import parquet
 
 from services.trainer.lines import Where, json_lines, text_lines
@@ -122,7 +123,9 @@ def _read_hub(source: DatasetSource) -> Iterator[Row]:
     try:
         dataset = load_dataset(source.hub, source.config, split=source.split, streaming=True)
     except Exception as error:  # whatever the libraries raise for a name that is none, or a hub out of reach
-        kind = SetbackError if is_transient(error) else SettingError  # a hub that is away may be back
+        # a hub that is away may be back, unless nobody is to ask it (HF_HUB_OFFLINE)
+        away = is_transient(error) and not isinstance(error, OfflineModeIsEnabled)
+        kind = SetbackError if away else SettingError
         raise kind(
             f"the dataset {source.hub!r} of the source {source.name!r} cannot be loaded ({type(error).__name__}: "
             f"{error}); look at its name, config and split, or where the hub is out of reach name a copy by `path`"

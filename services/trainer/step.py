@@ -64,8 +64,8 @@ def out_of_memory(kept: int, config: TrainingConfig) -> SettingError:
     """Says what to lower."""
     first = f"--kept-tokens, which is {kept} (0 holds least), then " if kept >= CPU_CHUNK_TOKENS else ""
     return SettingError(
-        f"the GPU's memory ran out: lower {first}--passage-max-len, which is {config.passage_max_len}; the batch, "
-        f"{config.per_device_train_batch_size}, takes room from some ten thousand queries on"
+        f"the GPU's memory ran out: lower {first}--passage-max-len, which is {config.passage_max_len}; the batch "
+        f"size, {config.per_device_train_batch_size}, matters only above some ten thousand queries"
     )
 
 

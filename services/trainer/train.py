@@ -104,7 +104,7 @@ def train(
     with peers.first_alone():
         whole = config.model_copy(update={"per_device_train_batch_size": batch_size})
         data = open_data(whole, source, work_dir, resume_from, on_rows)
-    total_steps = data.total_steps
+    total_steps, whole_batch = data.total_steps, min(batch_size, source.count() or batch_size)
     # without weight decay, as in sentence-transformers' defaults: it would pull a tuned base towards 0
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
     averaged = AveragedModel(model) if config.averaging else None
@@ -138,7 +138,7 @@ def train(
             seconds=before.seconds + now - started,
             first_loss=value if state.step == 0 else state.first_loss,
             # the last batch of all may be of few: their loss is none to compare
-            last_loss=value if len(batch) == batch_size or state.step == 0 else state.last_loss,
+            last_loss=value if len(batch) >= whole_batch or state.step == 0 else state.last_loss,
         )
         s_per_step = (now - started) / (state.step - before.step)
         on_progress(
@@ -173,8 +173,9 @@ def train(
     if peers.rank == 0:  # alone: the host's memory has to hold the weights twice more for it
         facts |= {"longest_input": longest_input(model), **shares_cut(model, source, config)}
         facts |= _interpolated(model, fitting, held_out)
-        written = config.model_copy(update=facts.pop("written", {}))
-        export_model(model, written, facts, dims=list(weight_by_dim), target=model_dir)
+        dims = tuple(weight_by_dim)
+        written = config.model_copy(update={"matryoshka_dims": dims[1:], **facts.pop("written", {})})
+        export_model(model, written, facts, dims=dims, target=model_dir)
     return {**facts, "model_dir": str(model_dir)}
 
 

@@ -157,10 +157,26 @@ def downloaded(path: Path) -> None:
     (path / "data" / "train-00000.parquet").touch()
 
 
-def mixed(path: Path) -> None:
+def with_its_license(path: Path) -> None:
     path.mkdir()
-    (path / "guide.md").write_text("a guide")
+    (path / "LICENSE.md").write_text("all rights")
     table(path / "data.parquet", {"_id": "a", "text": "x"})
+
+
+def test_a_folder_of_tables_may_have_texts_about_them(tmp_path: Path) -> None:
+    with_its_license(tmp_path / "data")
+    assert passages(tmp_path / "data") == [("a", "", "x")]
+
+
+def test_a_folder_of_texts_may_have_lines_beside_them(tmp_path: Path) -> None:
+    (tmp_path / "guide.md").write_text("a guide")
+    (tmp_path / "log.jsonl").write_text("{}")
+    assert [text for _, _, text in passages(tmp_path)] == ["a guide"]
+
+
+def mixed(path: Path) -> None:
+    with_its_license(path)
+    (path / "guide.md").write_text("a guide")
 
 
 def lines_under_another_name(path: Path) -> None:
@@ -172,7 +188,7 @@ def lines_under_another_name(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "rule"),
     [
-        (mixed, "it has tables, data.parquet, and texts, guide.md: name one folder each"),
+        (mixed, "it has tables .data.parquet. and texts .guide.md.: move them apart"),
         (lines_under_another_name, "name passages.jsonl itself"),
         (lambda path: None, "no such file"),
         (lambda path: path.mkdir(), "no corpus.jsonl and no .txt or .md"),

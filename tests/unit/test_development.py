@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -19,10 +20,11 @@ from services.trainer.development import (
     choose_share,
     copied,
     hold_out,
-    searched,
+    search_task,
 )
 from services.trainer.encoder import load_model
 from services.trainer.fret_records import Record
+from services.trainer.lengths import measured_length
 from services.trainer.model_card import render
 from services.trainer.train import train
 from shared.masking import copied_span
@@ -54,7 +56,7 @@ def test_records_with_one_positive_are_held_out_together_or_not_at_all() -> None
     """Else a held-out query's positive would be one that another query was trained with."""
     pairs = records(300).page(None, 300)
     positives = [pair.positive for pair in pairs]
-    source = Records([replace(pair, positive=positives[n // 2 if n < 280 else 299]) for n, pair in enumerate(pairs)])
+    source = Records([replace(pair, positive=positives[n % 140]) for n, pair in enumerate(pairs)])
     held_out, rest = hold_out(source)
     assert FEWEST_QUERIES <= len(held_out) <= 30
     kept = rest.page(None, 300)
@@ -69,11 +71,12 @@ def test_no_held_out_query_stands_in_a_passage_that_is_searched() -> None:
     text = "Locks keep two threads apart. A queue hands over one item at a time. Both may wait."
     queries = ["Locks keep two threads apart.", "A queue hands over one item at a time."]
     passage, other = Passage(UUID(int=1), "", text), Passage(UUID(int=2), "", "Files are opened by name.")
+    copy = Passage(UUID(int=3), "", queries[1])
     held_out = [
-        Record(UUID(int=n), "search result", query, passage, (other,), copied_span(query, text), (None,))
+        Record(UUID(int=n), "search result", query, passage, (other, copy), copied_span(query, text), (None, None))
         for n, query in enumerate(queries)
     ]
-    _, passages, rows = searched(held_out, TrainingConfig(prompts=Prompts.NONE))
+    _, passages, rows = search_task(held_out, TrainingConfig(prompts=Prompts.NONE))
     assert passages == ["Both may wait.", other.text]
     assert rows == [0, 0]
 
@@ -87,6 +90,13 @@ def test_texts_are_read_as_far_as_the_exported_model_reads(base: str) -> None:
     model = load_model(base)
     chosen = choose_share(model, copied(model), held_out, config(base, prompts="none", passage_max_len=4))
     assert chosen["development_ndcg@10"]["1"] > 0.05  # all alike in the first four tokens: 0
+
+
+@pytest.mark.parametrize(("of_folder", "trained", "read"), [(256, 128, 256), (8192, 128, 512), (8192, 4096, 4096)])
+def test_a_base_that_reads_books_is_not_measured_on_them(of_folder: int, trained: int, read: int) -> None:
+    transformer = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=8192))
+    model: Any = SimpleNamespace(max_seq_length=of_folder, transformers_model=transformer)
+    assert measured_length(model, TrainingConfig(passage_max_len=trained)) == read
 
 
 def test_the_share_that_finds_most_is_kept(base: str) -> None:

@@ -134,6 +134,19 @@ def test_a_query_may_be_kept_from_the_passage_of_its_id(base: str, tmp_path: Pat
     assert figures["mrr@10"] == 1 / rank
 
 
+@pytest.mark.parametrize(("named", "measured"), [(None, ["32"]), ([16, 8], ["32", "16", "8"]), ([64, 32], ["32"])])
+def test_a_model_is_measured_at_the_dimensions_that_it_names(
+    base: str, beir_dir: str, tmp_path: Path, named: list[int] | None, measured: list[str]
+) -> None:
+    model = SentenceTransformer(base)
+    assert model.transformers_model is not None
+    if named:
+        model.transformers_model.config.matryoshka_dimensions = named
+    model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    report = evaluate(EvaluationConfig(model=str(tmp_path / "model"), baseline=base, data=BeirFolder(path=beir_dir)))
+    assert list(report["dims"]) == list(report["baseline"]["dims"]) == measured
+
+
 def test_refuses_a_dimension_that_a_model_lacks(base: str, beir_dir: str) -> None:
     with pytest.raises(SettingError, match=r"cannot measure at 64 dimensions.*has 32"):
         evaluate(EvaluationConfig(model=base, data=BeirFolder(path=beir_dir), dims=(64, 8)))

@@ -271,7 +271,9 @@ def test_counts_the_queries_that_it_cuts(base: str, tmp_path: Path) -> None:
 def test_the_last_loss_is_of_a_whole_batch(base: str, tmp_path: Path) -> None:
     """One query alone, as the last batch here, has a loss of 0: nothing is left to tell it from."""
     wanted = config(base, num_train_epochs=1, hard_negatives=False, per_device_train_batch_size=8)
-    assert train(wanted, records(17), tmp_path)["last_loss"] > 0.1
+    assert train(wanted, records(17), tmp_path / "one")["last_loss"] > 0.1
+    few = train(wanted.model_copy(update={"num_train_epochs": 3}), records(5), tmp_path / "few")
+    assert few["last_loss"] != few["first_loss"]
 
 
 def test_counts_nothing_where_the_records_are_not_trained_on(base: str, tmp_path: Path) -> None:
