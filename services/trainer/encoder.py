@@ -12,13 +12,14 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from shared.errors import SettingError
 from shared.sentence_model import load_sentence_model, read_bare_texts
 
 # Padded tokens encoded at once: on a CPU 1024 to 4096 are equally fast, and few pad least; a GPU wants many.
 CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS = 2048, 65536
+# Chunks are padded to a multiple of this: a CPU's kernels are made for each new shape, and kept for a thousand of them
+SAME_WIDTH = 8
 
 
 def load_model(name_or_path: str) -> SentenceTransformer:
@@ -80,14 +81,24 @@ def encode_chunk(model: SentenceTransformer, token_ids: Sequence[Sequence[int]])
     """The embeddings of texts of like length, in one pass: (N, D) float32."""
     device = model.device
     dtype = autocast_dtype(device)
-    rows = [torch.tensor(ids) for ids in token_ids]
-    features = {
-        "input_ids": pad_sequence(rows, batch_first=True, padding_value=model.tokenizer.pad_token_id).to(device),
-        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device),
-    }
+    longest = max(map(len, token_ids))
+    transformer = model.transformers_model
+    positions = getattr(transformer.config, "max_position_embeddings", None) if transformer else None
+    width = longest if positions and padded(longest) > positions else padded(longest)
+    input_ids = torch.full((len(token_ids), width), model.tokenizer.pad_token_id)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, ids in enumerate(token_ids):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        attention_mask[row, : len(ids)] = 1
+    features = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         embeddings: Tensor = model(features)["sentence_embedding"]
     return embeddings.float()
+
+
+def padded(length: int) -> int:
+    """To how many tokens a text so long is padded, at least."""
+    return -(-length // SAME_WIDTH) * SAME_WIDTH
 
 
 def chunks_of(
@@ -105,7 +116,7 @@ def chunk_by_length(lengths: Sequence[int], chunk_tokens: int) -> list[list[int]
     """Indices in chunks, the longest first, each of at most `chunk_tokens` tokens when padded, or of one text."""
     chunks: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        if chunks and lengths[chunks[-1][0]] * (len(chunks[-1]) + 1) <= chunk_tokens:
+        if chunks and padded(lengths[chunks[-1][0]]) * (len(chunks[-1]) + 1) <= chunk_tokens:
             chunks[-1].append(index)
         else:
             chunks.append([index])

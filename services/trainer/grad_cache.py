@@ -17,7 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from services.trainer.encoder import chunks_of, encode_chunk
+from services.trainer.encoder import chunks_of, encode_chunk, padded
 from services.trainer.peers import Peers
 
 LOSS_ROWS = 1024  # queries whose scores are held at a time
@@ -51,7 +51,7 @@ def backward(
     embeddings = torch.zeros(texts, model.get_embedding_dimension() or 0, device=model.device)
     left = kept_tokens
     for chunk in chunks:
-        left -= len(chunk) * max(len(token_ids[index]) for index in chunk)
+        left -= len(chunk) * padded(max(len(token_ids[index]) for index in chunk))
         with torch.set_grad_enabled(left >= 0):
             part = encode_chunk(model, [token_ids[index] for index in chunk])
         embeddings[chunk] = part.detach()

@@ -238,7 +238,7 @@ def test_one_of_two_processes_that_is_killed_ends_the_training_with_its_name(
         peer.kill()
         (error,) = (line for line in lines if line["type"] == "error")
         assert child.process.wait(10) == 1
-    assert error["message"].startswith("the training's process 1 was killed by SIGKILL; perhaps for want of memory")
+    assert error["message"].startswith("the training's process 1 was killed by SIGKILL; perhaps memory ran out")
 
 
 def test_an_error_of_the_first_of_two_processes_is_told_while_the_other_waits(
