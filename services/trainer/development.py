@@ -21,7 +21,7 @@ from torch import Tensor
 
 from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.encoder import encode, tokenize
-from services.trainer.fret_records import Record, RecordSource, format_passage_text, make_example
+from services.trainer.fret_records import Record, RecordSource, format_passage_text, format_query_text
 from services.trainer.lengths import exported_length, measured_length
 from services.trainer.prompts import leaves_prompts_out, of, put_before
 from services.trainer.step import kept_tokens
@@ -137,7 +137,7 @@ def search_task(held_out: Sequence[Record], config: TrainingConfig) -> tuple[lis
             elif passage.passage_id not in positives:
                 del passages[passage.passage_id]
     number = {passage_id: row for row, passage_id in enumerate(passages)}
-    queries = [make_example(record, config, epoch=0).query for record in held_out]
+    queries = [format_query_text(config.prompts, each.task_description, each.query_text) for each in held_out]
     texts = [format_passage_text(config.prompts, passage.title, passage.text) for passage in passages.values()]
     return queries, texts, [number[record.positive.passage_id] for record in held_out]
 

@@ -124,9 +124,8 @@ def _read(data: BeirFolder | StsFile | ClassificationFolder | MtebTasks) -> Judg
 def _checked_dims(config: EvaluationConfig, models: Mapping[str, SentenceTransformer]) -> tuple[int, ...]:
     full_dims = {name: model.get_embedding_dimension() or 0 for name, model in models.items()}
     full = full_dims[config.model]
-    dims = config.dims or (full, *(dim for dim in _matryoshka_dims(models[config.model]) if dim < full))
-    if config.dims is None and config.data.kind == "mteb":
-        dims = (full,)
+    named = () if config.data.kind == "mteb" else _matryoshka_dims(models[config.model])
+    dims = config.dims or (full, *(dim for dim in named if dim < full))
     for name, full_dim in full_dims.items():
         if max(dims) > full_dim:
             raise SettingError(

@@ -97,6 +97,11 @@ class RecordSource(Protocol):
         """The same source without those records."""
 
 
+def format_query_text(prompts: str, task_description: str, query_text: str) -> str:
+    """A query as a model with these prompts reads it; `own` ones are put before it later."""
+    return format_query(task_description, query_text) if prompts == "gecko" else query_text
+
+
 def format_passage_text(prompts: str, title: str, text: str) -> str:
     """A passage as a model with these prompts reads it; `own` ones are put before it later."""
     return format_passage(title, text) if prompts == "gecko" else plain_passage(title, text)
@@ -117,9 +122,7 @@ def make_example(record: Record, config: TrainingConfig, epoch: int) -> Example:
     positive, *negatives = (format_passage_text(config.prompts, *pair) for pair in shown)
 
     return Example(
-        query=format_query(record.task_description, record.query_text)
-        if config.prompts == "gecko"
-        else record.query_text,
+        query=format_query_text(config.prompts, record.task_description, record.query_text),
         positive=positive,
         positive_id=record.positive.passage_id,
         negatives=tuple(negatives) if config.hard_negatives else (),

@@ -146,7 +146,8 @@ def _by_premise(folder: Path, rows: Iterable[tuple[str, str, bool]], dropped: Co
             by_kind[row["follows"]].append(row["hypothesis"])
         if not by_kind[True]:
             dropped["contradiction of a premise that nothing follows from"] += len(by_kind[False])
-        agreed = [text for text in by_kind[False] if text not in set(by_kind[True])]
+        following = set(by_kind[True])
+        agreed = [text for text in by_kind[False] if text not in following]
         if disputed := len(by_kind[False]) - len(agreed):
             dropped["contradiction that follows as well"] += disputed
         yield from nli_examples(premise, by_kind[True], agreed)
