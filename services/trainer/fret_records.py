@@ -55,6 +55,9 @@ class Example:
     same_tower_negatives: bool
     in_batch_negatives: bool = True
     symmetric: bool = False  # targets stand behind the queries' prompt
+    # its judged list, as far as it is read in this batch: texts, and the teacher's scores (shared/list_scores.py)
+    candidates: tuple[str, ...] = ()
+    list_scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,82 @@
+"""Losses over a query's whole judged list: the student's cosines are drawn to the teacher's scores. No encoder here.
+
+    kl          Σ_k t_k (log t_k − log s_k),  t = softmax(z / T),  s = softmax(cosines / τ)
+    margin-mse  the mean over all pairs (k, l) of ((c_k − c_l) − m (z_k − z_l))²
+
+z are the teacher's scores of the query's candidates, standardised (`shared/list_scores.py`), c the student's cosines, τ
+its temperature, T the teacher's, m what one standard deviation is worth as a cosine. Both are means over the queries,
+and weighted sums over the Matryoshka dimensions. KL over a list: CADET (Tamber et al., arXiv 2505.19274); margins:
+Hofstätter et al., arXiv 2010.02666, there of one positive and one negative, here of every pair of a list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - its name everywhere
+
+ListLoss = Literal["kl", "margin-mse"]
+
+COSINE_OF_A_DEVIATION = 0.05  # m: over 20 neighbours all-MiniLM-L6-v2's cosines spread about so far
+
+
+def listwise_loss(
+    queries: Tensor,
+    passages: Tensor,
+    members: Tensor,
+    scores: Tensor,
+    *,
+    form: ListLoss,
+    temperature: float,
+    teacher_temperature: float,
+    weight_by_dim: Mapping[int, float],
+    rows: slice = slice(None),
+) -> Tensor:
+    """The batch's mean loss, summed over the dimensions: a scalar. The shares of all `rows` add up to it.
+
+    Args:
+        queries: (B, D), of any length: they are normalised here.
+        passages: (P, D), every passage of the batch once.
+        members: (B, K) integers, the rows in `passages` of each query's list; -1 where a list is shorter. A query
+            whose list has no two passages counts as a loss of 0.
+        scores: (B, K), the teacher's, standardised; what stands beside a -1 is not read.
+        form: `kl` or `margin-mse`.
+        temperature: τ > 0, of the student.
+        teacher_temperature: T > 0.
+        weight_by_dim: the weight of each Matryoshka dimension, each at most D.
+        rows: the queries whose share is wanted: (R, P) cosines are held at a time, and not (B, P).
+    """
+    mine, there = members[rows].clamp(min=0), members[rows] >= 0  # (R, K)
+    wanted = scores[rows].to(queries.dtype)
+    total = queries.new_zeros(())
+    for dim, weight in weight_by_dim.items():
+        asked, found = F.normalize(queries[rows, :dim], dim=-1), F.normalize(passages[:, :dim], dim=-1)
+        cosines = (asked @ found.T).gather(1, mine)  # (R, K)
+        if form == "kl":
+            of_rows = _divergence(cosines / temperature, wanted / teacher_temperature, there)
+        else:
+            of_rows = _margin_error(cosines, COSINE_OF_A_DEVIATION * wanted, there)
+        total = total + weight * of_rows.sum() / len(queries)
+    return total
+
+
+def _divergence(student: Tensor, teacher: Tensor, there: Tensor) -> Tensor:
+    """KL(teacher ‖ student) of each row's softmax over the entries that are there: (R,)."""
+    # the lowest number and not -inf: a row without any entry would be 0 / 0
+    lowest = torch.finfo(student.dtype).min
+    log_t, log_s = (logits.masked_fill(~there, lowest).log_softmax(dim=-1) for logits in (teacher, student))
+    return (log_t.exp() * (log_t - log_s)).masked_fill(~there, 0.0).sum(dim=-1)
+
+
+def _margin_error(student: Tensor, teacher: Tensor, there: Tensor) -> Tensor:
+    """The mean of (d_k − d_l)² over the ordered pairs of different entries that are there, d = student − teacher: (R,).
+
+    Σ_kl (d_k − d_l)² = 2 n Σ d² − 2 (Σ d)²: no (R, K, K) is needed.
+    """
+    error = (student - teacher).masked_fill(~there, 0.0)
+    count = there.sum(dim=-1)
+    squares = 2 * (count * error.square().sum(dim=-1) - error.sum(dim=-1).square())
+    return squares / (count * (count - 1)).clamp(min=1)
