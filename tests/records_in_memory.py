@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Self
 from uuid import UUID, uuid5
 
-from services.trainer.fret_records import Record
+from services.trainer.fret_records import JudgedList, Record
 from shared.records import NAMESPACE, Passage
 
 
 class Records:
     """Records in memory, paged as the ledger's are."""
 
-    def __init__(self, records: Sequence[Record]) -> None:
-        self._records = sorted(records, key=lambda record: record.query_id)
+    def __init__(self, records: Sequence[Record], others: Iterable[Passage] = ()) -> None:
+        """`others`: passages that are neither a positive nor a negative, as most candidates are."""
+        self._records = sorted(map(_judged, records), key=lambda record: record.query_id)
+        self._others = {passage.passage_id: passage for passage in others}
 
     def count(self) -> int:
         return len(self._records)
@@ -43,7 +46,21 @@ class Records:
         return [record for record in self._records if record.positive.passage_id in passage_ids]
 
     def without_positives(self, passage_ids: Collection[UUID]) -> Self:
-        return type(self)([record for record in self._records if record.positive.passage_id not in passage_ids])
+        left = [record for record in self._records if record.positive.passage_id not in passage_ids]
+        return type(self)(left, self._others.values())
+
+    def passages(self, passage_ids: Collection[UUID]) -> dict[UUID, Passage]:
+        known = {each.passage_id: each for record in self._records for each in (record.positive, *record.negatives)}
+        return {id_: passage for id_, passage in (known | self._others).items() if id_ in passage_ids}
+
+
+def _judged(record: Record) -> Record:
+    """The record; one without a list has its positive and its negatives as candidates, the better the earlier."""
+    if record.judged.passage_ids:
+        return record
+    candidates = [record.positive.passage_id, *(negative.passage_id for negative in record.negatives)]
+    falling = tuple(-float(place) for place in range(len(candidates)))
+    return replace(record, judged=JudgedList(tuple(candidates), falling, falling, falling))
 
 
 def make_records(count: int) -> Records:

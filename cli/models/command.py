@@ -17,10 +17,11 @@ from cli.models.mixture_file import read_mixture
 from cli.models.options import DEFAULTS, described
 from cli.models.queued import evaluate_and_watch
 from cli.watch import watch_shard
-from services.trainer.config import EvaluationConfig, TrainingConfig
+from services.trainer.config import EvaluationConfig, ListLoss, Loss, TrainingConfig
 from services.trainer.model_card import FACTS_FILE, write_model_card
 from shared.errors import InvalidInputError, NotDoneError, SettingError, first_problem
 from shared.labels import find_policy
+from shared.list_scores import JudgedBy
 from shared.models import as_given
 from shared.reviews import DROPPED, count_reviews
 from shared.runs import find_run
@@ -43,6 +44,18 @@ def train(
     query_max_len: options.QueryMaxLen = DEFAULTS.query_max_len,
     passage_max_len: options.PassageMaxLen = DEFAULTS.passage_max_len,
     prompts: options.PromptsOption = DEFAULTS.prompts,
+    loss: Annotated[Loss, typer.Option(help=described("loss"))] = DEFAULTS.loss,
+    contrastive_weight: Annotated[
+        float, typer.Option(help=described("contrastive_weight"))
+    ] = DEFAULTS.contrastive_weight,
+    list_length: Annotated[int, typer.Option(help=described("list_length"))] = DEFAULTS.list_length,
+    list_loss: Annotated[ListLoss, typer.Option(help=described("list_loss"))] = DEFAULTS.list_loss,
+    judged_by: Annotated[JudgedBy, typer.Option(help=described("judged_by"))] = DEFAULTS.judged_by,
+    retriever_weight: Annotated[float, typer.Option(help=described("retriever_weight"))] = DEFAULTS.retriever_weight,
+    teacher_temperature: Annotated[
+        float, typer.Option(help=described("teacher_temperature"))
+    ] = DEFAULTS.teacher_temperature,
+    near_positive: Annotated[float, typer.Option(help=described("near_positive"))] = DEFAULTS.near_positive,
     hard_negatives: Annotated[bool, typer.Option(help=described("hard_negatives"))] = DEFAULTS.hard_negatives,
     same_tower_negatives: Annotated[
         bool, typer.Option(help=described("same_tower_negatives"))
@@ -78,6 +91,14 @@ def train(
         query_max_len=query_max_len,
         passage_max_len=passage_max_len,
         prompts=prompts,
+        loss=loss,
+        contrastive_weight=contrastive_weight,
+        list_length=list_length,
+        list_loss=list_loss,
+        judged_by=judged_by,
+        retriever_weight=retriever_weight,
+        teacher_temperature=teacher_temperature,
+        near_positive=near_positive,
         hard_negatives=hard_negatives,
         same_tower_negatives=same_tower_negatives,
         soft_mask_margin=soft_mask_margin,

@@ -31,8 +31,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from services.trainer.config import EvaluationConfig, TrainingConfig
 from services.trainer.evaluate import evaluate
-from services.trainer.fret_records import LedgerRecords
 from services.trainer.gpus import ORPHANED, together
+from services.trainer.ledger_records import LedgerRecords
 from services.trainer.peers import Peers
 from services.trainer.step import GPU_KEPT_TOKENS, out_of_memory
 from services.trainer.train import Progress, train

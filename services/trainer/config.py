@@ -9,9 +9,13 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from services.trainer.mixture_config import Mixture, PairSource, ScoredPairSource
+from shared.list_scores import JudgedBy
 from shared.models import WHEEL_MODEL
 
 USUAL_DIMS = (256, 128, 64)
+
+Loss = Literal["contrastive", "listwise", "both"]
+ListLoss = Literal["kl", "margin-mse"]
 
 
 class Prompts(StrEnum):
@@ -44,6 +48,40 @@ class TrainingConfig(BaseModel):
     learning_rate: float = Field(5e-5, gt=0, description="the highest, after warm-up; it then falls linearly to 0")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises")
     temperature: float = Field(0.05, gt=0, description="τ of the loss; sentence-transformers' `scale` is 1/temperature")
+    loss: Loss = Field(
+        "both",
+        description="contrastive: Gecko's, each query's positive against all else in the batch; listwise: the "
+        "teacher's scores of each query's candidates; both: listwise + contrastive-weight * contrastive. A dataset "
+        "of a mixture that has no lists is trained on contrastively",
+    )
+    contrastive_weight: float = Field(0.1, ge=0, description="what the contrastive part of `--loss both` weighs")
+    list_length: int = Field(
+        8,
+        ge=2,
+        le=100,
+        description="candidates of each query that a step reads: the best, the last and some between. Queries that "
+        "share candidates come together, so that a step encodes half as many passages at most",
+    )
+    list_loss: ListLoss = Field(
+        "kl", description="kl: divergence from the teacher's distribution; margin-mse: error of its score differences"
+    )
+    judged_by: JudgedBy = Field(
+        "both",
+        description="which of the teacher's scores are read: both (query likelihood and relevance, standardised), ql "
+        "or rc alone, or the ranks by both",
+    )
+    retriever_weight: float = Field(
+        1.0, ge=0, description="what the retriever's own score weighs in the teacher's, beside the judges' 1"
+    )
+    teacher_temperature: float = Field(
+        1.0, gt=0, description="of the teacher's distribution, whose scores have a deviation of 1 within a list"
+    )
+    near_positive: float = Field(
+        0.5,
+        ge=0,
+        description="a passage is no contrastive negative where the teacher's score of it is not below the "
+        "positive's by so many deviations",
+    )
     hard_negatives: bool = Field(True, description="each query's own hard negatives count")
     same_tower_negatives: bool = Field(
         False, description="the batch's other queries count as negatives, as in the paper; it cost the demo 0.013"
@@ -127,6 +165,10 @@ class TrainingConfig(BaseModel):
                 f"and got {_listed(weights)} for {_listed(dims)}"
             )
         return self
+
+    @property
+    def reads_lists(self) -> bool:
+        return self.loss != "contrastive"
 
     def weight_by_dim(self, full_dim: int) -> dict[int, float]:
         """The loss's weight per dimension, the largest first; the model's full dimension is always among them."""

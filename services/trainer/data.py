@@ -12,10 +12,11 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Protocol
 
+from services.trainer.batching import batches, steps_per_epoch
 from services.trainer.config import TrainingConfig
 from services.trainer.draw import source_draws
 from services.trainer.fret_index import FretExamples, write_index
-from services.trainer.fret_records import Example, Position, RecordSource, batches, steps_per_epoch
+from services.trainer.fret_records import Example, Position, RecordSource
 from services.trainer.mixture_config import FretSource, Mixture
 from services.trainer.prepare import is_prepared, load_prepared, prepare
 from services.trainer.sources import DatasetExamples, ExampleSource

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import accumulate
 from math import ceil
 from pathlib import Path
@@ -19,9 +20,10 @@ from uuid import UUID
 import numpy
 import orjson
 
+from services.trainer.batching import WINDOW, Drawn, grouped, make_batch
 from services.trainer.config import TrainingConfig
 from services.trainer.draw import permuted
-from services.trainer.fret_records import WINDOW, Example, RecordSource, make_example
+from services.trainer.fret_records import Example, RecordSource
 from services.trainer.mixture_config import FretSource
 
 ID_BYTES = 16
@@ -55,7 +57,7 @@ def write_index(records: RecordSource, total: int, folder: Path, on_rows: Callab
 
 
 class FretExamples:
-    """The records of an index as examples."""
+    """The records of an index as examples, a window of the draws at a time, as `batching` has it."""
 
     def __init__(self, source: FretSource, config: TrainingConfig, records: RecordSource, folder: Path) -> None:
         counts = orjson.loads((folder / "counts.json").read_bytes())
@@ -64,21 +66,38 @@ class FretExamples:
         self._starts = [0, *accumulate(counts)]
         self._source, self._config, self._records = source, config, records
         self._ids = numpy.memmap(folder / "ids", dtype=f"V{ID_BYTES}", mode="r")
+        self._window = lru_cache(maxsize=1)(self._read)  # the next batches are of it
 
     def examples(self, places: Sequence[int]) -> list[Example]:
-        ids = [UUID(bytes=self._ids[self._number(place)].tobytes()) for place in places]
-        found = self._records.find(set(ids))
+        """Those of one batch; the first of its places is a multiple of their number, as of every other batch."""
+        size = len(places)
+        batch = places[0] // size
+        first, end = self._window_of(batch, size)
         same_tower = self._source.same_tower_negatives
         if same_tower is None:
             same_tower = self._config.same_tower_negatives
         return [
-            replace(
-                make_example(found[query_id], self._config, place // self.count),
-                same_tower_negatives=same_tower,
-                in_batch_negatives=self._source.in_batch_negatives,
-            )
-            for place, query_id in zip(places, ids, strict=True)
+            replace(example, same_tower_negatives=same_tower, in_batch_negatives=self._source.in_batch_negatives)
+            for example in make_batch(self._window(first, end, size)[batch - first], self._config, self._records)
         ]
+
+    def _window_of(self, batch: int, size: int) -> tuple[int, int]:
+        """The batches, first and end, that are drawn together with this one: of one epoch, so that all differ."""
+        epoch = batch * size // self.count
+        first, end = ceil(epoch * self.count / size), (epoch + 1) * self.count // size
+        if not first <= batch < end:  # it stands in two epochs
+            return batch, batch + 1
+        wide = max(1, WINDOW // size)
+        start = first + (batch - first) // wide * wide
+        return start, min(start + wide, end)
+
+    def _read(self, first: int, end: int, size: int) -> list[list[Drawn]]:
+        """The batches of a window."""
+        places = range(first * size, end * size)
+        ids = [UUID(bytes=self._ids[self._number(place)].tobytes()) for place in places]
+        found = self._records.find(set(ids))
+        drawn = [(found[query_id], place // self.count) for place, query_id in zip(places, ids, strict=True)]
+        return grouped(drawn, self._config, size, random.Random(f"{self._config.seed}:fret:{first}"))  # noqa: S311
 
     def _number(self, place: int) -> int:
         key = f"{self._config.seed}:fret"

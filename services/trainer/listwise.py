@@ -12,13 +12,12 @@ Hofstätter et al., arXiv 2010.02666, there of one positive and one negative, he
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
-ListLoss = Literal["kl", "margin-mse"]
+from services.trainer.config import ListLoss
 
 COSINE_OF_A_DEVIATION = 0.05  # m: over 20 neighbours all-MiniLM-L6-v2's cosines spread about so far
 

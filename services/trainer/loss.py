@@ -42,6 +42,7 @@ def gecko_loss(
     soft_mask_margin: float | None = None,
     hardness: float = 0.0,
     spread_out: float = 0.0,
+    left_out: Tensor | None = None,
     rows: slice = slice(None),
 ) -> Tensor:
     """The batch's mean loss in nats, summed over the dimensions: a scalar. The shares of all `rows` add up to it.
@@ -61,6 +62,7 @@ def gecko_loss(
         soft_mask_margin: negatives nearer than the positive by more than this cosine are left out; None: none is.
         hardness: α of the own negatives' weight.
         spread_out: λ of the spread-out regulariser.
+        left_out: (B, B) booleans, the in-batch positives that are no negatives of a query for another reason.
         rows: the queries whose share is wanted: (R, B) scores are held at a time, and not (B, B).
     """
     every = torch.arange(len(queries), device=queries.device)
@@ -70,6 +72,8 @@ def gecko_loss(
     same = itself | (query_ids[rows, None] == query_ids) | (positive_ids[rows, None] == positive_ids)
     same |= (query_ids[rows, None] == positive_texts) | (positive_texts[rows, None] == query_ids)
     of_others = same if in_batch_negatives else torch.ones_like(same)
+    if left_out is not None:
+        of_others = of_others | left_out[rows]
     own = negative_owners == mine[:, None]  # (R, M)
     total = queries.new_zeros(())
     for dim, weight in weight_by_dim.items():

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from uuid import UUID
 
 import structlog
 import torch
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
 
+from services.trainer.batch_loss import batch_loss
 from services.trainer.config import TrainingConfig
 from services.trainer.encoder import CPU_CHUNK_TOKENS, tokenize
 from services.trainer.fret_records import Example
 from services.trainer.grad_cache import backward
-from services.trainer.loss import gecko_loss
 from services.trainer.peers import ALONE, Peers
 from services.trainer.prompts import put_before
 from shared.errors import SettingError
@@ -78,49 +76,20 @@ def add_gradient(
 ) -> float:
     """Adds the gradient of a batch's loss to the weights' and returns that loss; all peers call it with one batch."""
     size = len(batch)
-    owners = [row for row, example in enumerate(batch) for _ in example.negatives]
     before = put_before(model, config)
     symmetric = batch[0].symmetric  # both sides are written and cut alike
     before_targets = before.query if symmetric else before.document
     query_max_len = config.passage_max_len if symmetric else config.query_max_len
-    targets = [*(example.positive for example in batch), *(text for example in batch for text in example.negatives)]
-    # a row's texts are one process's: its query, its positive and its negatives, in this order over the whole batch
-    share = peers.share_of(size)
-    mine = [text for text, row in enumerate([*range(size), *range(size), *owners]) if row in share]
+    # each text once: a passage may be a candidate of many queries
+    of_targets = [text for example in batch for text in (example.positive, *example.negatives, *example.candidates)]
+    place = {text: index for index, text in enumerate(dict.fromkeys(of_targets))}
+    targets = list(place)
+    share, share_of_targets = peers.share_of(size), peers.share_of(len(targets))
+    mine = [*share, *(size + index for index in share_of_targets)]
     my_queries = [before.query + batch[row].query for row in share]
-    my_targets = [before_targets + targets[text - size] for text in mine[len(share) :]]
+    my_targets = [before_targets + targets[index] for index in share_of_targets]
     token_ids = [*tokenize(model, my_queries, query_max_len), *tokenize(model, my_targets, config.passage_max_len)]
     of_mine = dict(zip(mine, token_ids, strict=True))
-    negative_owners = torch.tensor(owners, dtype=torch.long, device=model.device)
-    towers = [*(example.query for example in batch), *(example.positive for example in batch)]
-    query_ids, positive_texts = _numbered(towers, model.device).tensor_split(2)
-    positive_ids = _numbered([example.positive_id for example in batch], model.device)
-
-    def loss_of(embeddings: Tensor, rows: slice) -> Tensor:
-        queries, positives, negatives = embeddings.tensor_split((size, 2 * size))
-        return gecko_loss(
-            queries,
-            positives,
-            negatives,
-            negative_owners,
-            query_ids,
-            positive_ids,
-            positive_texts,
-            temperature=config.temperature,
-            weight_by_dim=weight_by_dim,
-            in_batch_negatives=batch[0].in_batch_negatives,
-            same_tower_negatives=batch[0].same_tower_negatives,
-            soft_mask_margin=config.soft_mask_margin,
-            hardness=config.hardness,
-            spread_out=config.spread_out,
-            rows=rows,
-        )
-
+    loss_of = batch_loss(batch, place, config, weight_by_dim, model.device)
     kept = kept_tokens(model, config)
     return backward(model, of_mine, loss_of, size + len(targets), size, kept_tokens=kept, peers=peers)
-
-
-def _numbered(values: Sequence[str | UUID], device: torch.device) -> Tensor:
-    """One integer per value, (B,); equal values have equal ones."""
-    number = {value: index for index, value in enumerate(dict.fromkeys(values))}
-    return torch.tensor([number[value] for value in values], device=device)

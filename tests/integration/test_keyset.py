@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, event, insert, text
 
 from cli.corpus.store import import_corpus
 from cli.export.rows import read_rows
-from services.trainer.fret_records import LedgerRecords
+from services.trainer.ledger_records import LedgerRecords
 from shared.reading import list_records
 from shared.records import RunConfig
 from shared.runs import Run, sample_passages, start_run

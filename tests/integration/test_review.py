@@ -19,7 +19,7 @@ from cli.main import app
 from services.relabeler.fuse import fuse
 from services.relabeler.save import save_records
 from services.relabeler.select import select as choose
-from services.trainer.fret_records import LedgerRecords
+from services.trainer.ledger_records import LedgerRecords
 from shared.labels import add_label_version
 from shared.progress import conservation, describe
 from shared.records import FRetRecord, LabelPolicy, RunConfig, query_id

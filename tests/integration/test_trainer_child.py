@@ -16,7 +16,7 @@ from sqlalchemy import Engine, insert, make_url
 
 from cli.corpus.store import import_corpus
 from services.trainer.child_process import run_child
-from services.trainer.fret_records import LedgerRecords
+from services.trainer.ledger_records import LedgerRecords
 from shared.errors import TransientError
 from shared.masking import verbatim_span
 from shared.records import RunConfig, passage_id, query_id

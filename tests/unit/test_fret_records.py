@@ -7,16 +7,17 @@ from uuid import UUID
 
 import pytest
 
-from services.trainer import fret_records
+from services.trainer import batching
+from services.trainer.batching import batches, steps_per_epoch
 from services.trainer.config import Prompts, TrainingConfig
-from services.trainer.fret_records import Position, Record, batches, make_example, steps_per_epoch
+from services.trainer.fret_records import Position, Record, make_example
 from shared.records import Passage
 from tests.records_in_memory import Records, make_records
 
 
 @pytest.fixture
 def _small_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fret_records, "WINDOW", 13)  # three batches of four to a window
+    monkeypatch.setattr(batching, "WINDOW", 13)  # three batches of four to a window
 
 
 CONFIG = TrainingConfig(per_device_train_batch_size=4, num_train_epochs=2, prompts="none")
@@ -85,7 +86,8 @@ def test_each_record_brings_as_many_negatives_as_it_has() -> None:
         )
         for n, count in enumerate(counts)
     ]
-    config = TrainingConfig(per_device_train_batch_size=3, num_train_epochs=1, prompts="none", mask_probability=1.0)
+    values = {"per_device_train_batch_size": 3, "prompts": "none", "mask_probability": 1.0, "loss": "contrastive"}
+    config = TrainingConfig.model_validate(values)
     ((batch, _),) = batches(Records(records), config, Position())
     assert {example.positive_id.int: example.negatives for example in batch} == {
         n: tuple(str(10 * n) if k == 0 else f"the query {10 * n + k}" for k in range(count))

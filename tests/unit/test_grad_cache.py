@@ -6,6 +6,7 @@ import multiprocessing
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from services.trainer.config import TrainingConfig
 from services.trainer.encoder import encode, load_model, ready_for_training, tokenize
 from services.trainer.fret_records import Example
 from services.trainer.grad_cache import backward
+from services.trainer.listwise import listwise_loss
 from services.trainer.loss import gecko_loss
 from services.trainer.mixture_config import FretSource, Mixture
 from services.trainer.peers import ALONE, Peers
@@ -53,7 +55,15 @@ def examples() -> list[Example]:
         )
         for n in range(EXAMPLES - 1)
     ]
-    return [*made, Example(words(8), made[0].positive, made[0].positive_id, (), True)]
+    made.append(Example(words(8), made[0].positive, made[0].positive_id, (), True))
+    return [_with_list(example, made, rng) for example in made]
+
+
+def _with_list(example: Example, others: Sequence[Example], rng: random.Random) -> Example:
+    """The example with its own passages and those of up to three others as its list; some have one passage alone."""
+    shared = [other.positive for other in rng.sample(others, rng.randint(0, 3))]
+    candidates = tuple(dict.fromkeys([example.positive, *example.negatives, *shared]))
+    return replace(example, candidates=candidates, list_scores=tuple(rng.gauss(0, 1) for _ in candidates))
 
 
 def gradient(base: str, peers: Peers = ALONE, **changes: object) -> tuple[float, dict[str, torch.Tensor]]:
@@ -115,18 +125,25 @@ def test_a_process_tokenizes_its_own_share_alone(base: str, monkeypatch: pytest.
     model, batch = ready_for_training(load_model(base)), examples()
     for rank in (0, 1):
         step.add_gradient(model, batch, config(base), WEIGHTS, Peers(rank, 2))
-    negatives = [len(example.negatives) for example in batch]
-    assert counts == [10, 10 + sum(negatives[:10]), 11, 11 + sum(negatives[10:])]
+    texts = len({text for each in batch for text in (each.positive, *each.negatives, *each.candidates)})
+    assert counts == [10, texts // 2, 11, texts - texts // 2]
 
 
-def plain_gradient(base: str) -> tuple[float, dict[str, torch.Tensor]]:
-    """All at once, by autograd alone."""
-    model, batch = ready_for_training(load_model(base)), examples()
+def plain_gradient(base: str, loss: str = "both") -> tuple[float, dict[str, torch.Tensor]]:
+    """All at once and each text as often as it stands there, by autograd alone."""
+    model, batch, chosen = ready_for_training(load_model(base)), examples(), config(base, loss=loss)
     texts = [e.positive for e in batch] + [text for e in batch for text in e.negatives]
-    embeddings = encode(model, tokenize(model, [e.query for e in batch], 16) + tokenize(model, texts, 48))
+    listed = [text for e in batch for text in e.candidates]
+    queries = encode(model, tokenize(model, [e.query for e in batch], 16))
+    positives, negatives = encode(model, tokenize(model, texts, 48)).tensor_split((EXAMPLES,))
     ids = [e.positive_id for e in batch]
-    queries, positives, negatives = embeddings.tensor_split((EXAMPLES, 2 * EXAMPLES))
-    loss = gecko_loss(
+    near = [[False] * EXAMPLES for _ in batch]
+    for row, e in enumerate(batch):
+        of_text = dict(zip(e.candidates, e.list_scores, strict=True))
+        for column, other in enumerate(batch):
+            score = of_text.get(other.positive)
+            near[row][column] = score is not None and score >= of_text[e.positive] - chosen.near_positive
+    contrastive = gecko_loss(
         queries,
         positives,
         negatives,
@@ -136,9 +153,25 @@ def plain_gradient(base: str) -> tuple[float, dict[str, torch.Tensor]]:
         torch.arange(EXAMPLES) + EXAMPLES,  # no positive is a query
         temperature=0.05,
         weight_by_dim=WEIGHTS,
+        left_out=torch.tensor(near),
     )
-    loss.backward()  # type: ignore[no-untyped-call]
-    return loss.item(), {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    starts = [0, *accumulate(len(e.candidates) for e in batch)]
+    width = max(len(e.candidates) for e in batch)
+    listwise = listwise_loss(
+        queries,
+        encode(model, tokenize(model, listed, 48)),
+        torch.tensor(
+            [[*range(start, end), *[-1] * (width - end + start)] for start, end in pairwise(starts)],
+        ),
+        torch.tensor([[*e.list_scores, *[0.0] * (width - len(e.list_scores))] for e in batch]),
+        form="kl",
+        temperature=0.05,
+        teacher_temperature=1.0,
+        weight_by_dim=WEIGHTS,
+    )
+    total = {"contrastive": contrastive, "listwise": listwise, "both": listwise + 0.1 * contrastive}[loss]
+    total.backward()  # type: ignore[no-untyped-call]
+    return total.item(), {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
 def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -150,14 +183,15 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 @pytest.mark.parametrize("kept_tokens", [0, 300, 10**6])
 @pytest.mark.parametrize("loss_rows", [4, 1024])
+@pytest.mark.parametrize("chosen", ["contrastive", "listwise", "both"])
 def test_it_is_autograds_however_much_is_kept(
-    base: str, kept_tokens: int, loss_rows: int, monkeypatch: pytest.MonkeyPatch
+    base: str, kept_tokens: int, loss_rows: int, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.trainer.grad_cache.LOSS_ROWS", loss_rows)
     monkeypatch.setattr("services.trainer.encoder.CPU_CHUNK_TOKENS", 128)  # many chunks
     monkeypatch.setattr("services.trainer.encoder.autocast_dtype", lambda _: None)  # exact, whatever the CPU has
-    loss, found = gradient(base, kept_tokens=kept_tokens)
-    plain_loss, plain = plain_gradient(base)
+    loss, found = gradient(base, kept_tokens=kept_tokens, loss=chosen)
+    plain_loss, plain = plain_gradient(base, chosen)
     assert loss == pytest.approx(plain_loss, abs=1e-5)
     assert_equal(found, plain)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.trainer.listwise import COSINE_OF_A_DEVIATION, ListLoss, listwise_loss
+from services.trainer.config import ListLoss
+from services.trainer.listwise import COSINE_OF_A_DEVIATION, listwise_loss
 
 TAU, TEACHER = 0.07, 0.8
 WEIGHTS = {8: 1.0, 5: 0.5, 2: 2.0}

@@ -31,6 +31,7 @@ def eq_3(
     margin: float = math.inf,
     hardness: float = 0.0,
     spread_out: float = 0.0,
+    left_out: frozenset[tuple[int, int]] = frozenset(),
 ) -> Tensor:
     """The batch's mean of L_i, one exponential at a time, summed over the dimensions."""
 
@@ -53,7 +54,7 @@ def eq_3(
                     continue
                 if query_ids[j] == positive_texts[i] or query_ids[i] == positive_texts[j]:
                     continue
-                if in_batch and cosine(queries[i], positives[j], dim) <= nearest:
+                if in_batch and (i, j) not in left_out and cosine(queries[i], positives[j], dim) <= nearest:
                     denominator = denominator + e(queries[i], positives[j], dim)
                 if same_tower and cosine(queries[i], queries[j], dim) <= nearest:
                     denominator = denominator + e(queries[i], queries[j], dim)
@@ -87,6 +88,7 @@ ADDED: dict[str, dict[str, Any]] = {
     "hardness": {"hardness": 5.0},
     "spread-out": {"spread_out": 0.7},
     "own negatives alone": {"in_batch": False},
+    "left out": {"left_out": frozenset({(0, 2), (2, 0), (3, 3), (4, 1)})},  # its own positive always counts
     "all": {"margin": -0.1, "hardness": 2.0, "spread_out": 0.3},
 }
 
@@ -116,6 +118,7 @@ def test_value_and_gradients_are_those_of_eq_3(case: str, same_tower: bool, adde
             soft_mask_margin=options.get("margin"),
             hardness=options.get("hardness", 0.0),
             spread_out=options.get("spread_out", 0.0),
+            left_out=torch.tensor([[(i, j) in options.get("left_out", ()) for j in DISTINCT] for i in DISTINCT]),
             rows=rows,
         )
         for rows in (slice(0, 1), slice(1, B))
