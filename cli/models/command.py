@@ -60,6 +60,7 @@ def train(
     same_tower_negatives: Annotated[
         bool, typer.Option(help=described("same_tower_negatives"))
     ] = DEFAULTS.same_tower_negatives,
+    principal_axes: Annotated[bool, typer.Option(help=described("principal_axes"))] = DEFAULTS.principal_axes,
     soft_mask_margin: Annotated[
         float | None, typer.Option(help=described("soft_mask_margin"))
     ] = DEFAULTS.soft_mask_margin,
@@ -101,6 +102,7 @@ def train(
         near_positive=near_positive,
         hard_negatives=hard_negatives,
         same_tower_negatives=same_tower_negatives,
+        principal_axes=principal_axes,
         soft_mask_margin=soft_mask_margin,
         hardness=hardness,
         spread_out=spread_out,

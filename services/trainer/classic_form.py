@@ -12,9 +12,9 @@ import orjson
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 
-CLASSIC = {Transformer: "Transformer", Pooling: "Pooling", Normalize: "Normalize"}
+CLASSIC = {Transformer: "Transformer", Pooling: "Pooling", Dense: "Dense", Normalize: "Normalize"}
 POOLING_KEYS = {
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
@@ -23,6 +23,7 @@ POOLING_KEYS = {
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
 }
+DENSE_KEYS = ("in_features", "out_features", "bias", "activation_function")
 
 
 def write_classic_form(model: SentenceTransformer, folder: Path) -> bool:
@@ -34,6 +35,9 @@ def write_classic_form(model: SentenceTransformer, folder: Path) -> bool:
         entry["type"] = f"sentence_transformers.models.{CLASSIC[type(module)]}"
         if isinstance(module, Pooling):
             _write(folder / entry["path"] / "config.json", _pooling(module))
+        elif isinstance(module, Dense):
+            said = orjson.loads((folder / entry["path"] / "config.json").read_bytes())
+            _write(folder / entry["path"] / "config.json", {name: said[name] for name in DENSE_KEYS})
         elif isinstance(module, Transformer):
             lengths = {"max_seq_length": model.max_seq_length, "do_lower_case": False}
             _write(folder / entry["path"] / "sentence_bert_config.json", lengths)
@@ -44,6 +48,8 @@ def write_classic_form(model: SentenceTransformer, folder: Path) -> bool:
 def _is_classic(module: torch.nn.Module) -> bool:
     if isinstance(module, Pooling):
         return isinstance(module.pooling_mode, str)  # of several the order would be lost
+    if isinstance(module, Dense):
+        return module.module_input_name == module.module_output_name == "sentence_embedding" and not module.use_residual
     if not isinstance(module, Transformer):
         return type(module) in CLASSIC
     said = module.get_config_dict()

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from services.trainer.mixture_config import Mixture, PairSource, ScoredPairSource
+from services.trainer.mixture_config import FretSource, Mixture, PairSource, ScoredPairSource
 from shared.list_scores import JudgedBy
 from shared.models import WHEEL_MODEL
 
@@ -106,6 +106,11 @@ class TrainingConfig(BaseModel):
         None,
         description="the loss's weight for each of matryoshka-dims: 0.5,0.3,0.2; each is 1 by default",
     )
+    principal_axes: bool = Field(
+        True,
+        description="turn the vectors onto the principal axes of the run's passages before training, which changes no "
+        "cosine of whole vectors and makes short ones better; the folder has a Dense module more",
+    )
     query_max_len: int = Field(64, ge=4, description="tokens of a query, its prompt included; the rest is cut")
     passage_max_len: int = Field(
         128,
@@ -165,6 +170,11 @@ class TrainingConfig(BaseModel):
                 f"and got {_listed(weights)} for {_listed(dims)}"
             )
         return self
+
+    @property
+    def reads_records(self) -> bool:
+        """Whether the run's FRet records are trained on."""
+        return self.mixture is None or any(isinstance(source, FretSource) for source in self.mixture.sources)
 
     @property
     def reads_lists(self) -> bool:

@@ -13,8 +13,9 @@ from typing import Any
 
 import orjson
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 
+from services.trainer.axes import rotation_of
 from services.trainer.classic_form import write_classic_form
 from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.lengths import exported_length
@@ -56,6 +57,7 @@ def export_model(
         "config": config.model_dump(mode="json"),
         "dims": sorted(dims, reverse=True),
         "plain_mean": _is_plain_mean(model),
+        "rotation": _rotation_file(model),
         "classic_form": classic_form,
     }
     (unfinished / FACTS_FILE).write_bytes(orjson.dumps(stored, option=orjson.OPT_INDENT_2))
@@ -64,6 +66,12 @@ def export_model(
 
 
 def _is_plain_mean(model: SentenceTransformer) -> bool:
-    """Whether its vectors are the normalised mean of the transformer's tokens and nothing else."""
-    _, *rest = model
-    return [type(module) for module in rest] == [Pooling, Normalize] and rest[0].pooling_mode == "mean"
+    """Whether its vectors are the mean of the transformer's tokens, perhaps rotated, normalised, and nothing else."""
+    kinds = [type(module) for module in model]
+    rotated = [Dense] if rotation_of(model) is not None else []
+    return kinds[1:] == [Pooling, *rotated, Normalize] and model[1].pooling_mode == "mean"
+
+
+def _rotation_file(model: SentenceTransformer) -> str | None:
+    """Where the folder has the rotation's weight, for whoever loads the transformer alone."""
+    return f"{len(model) - 2}_Dense/model.safetensors" if rotation_of(model) is not None else None

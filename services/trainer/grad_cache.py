@@ -65,6 +65,8 @@ def backward(
         torch.autograd.backward(with_graph, gradient[chunk])
     if peers.size > 1:
         for parameter in model.parameters():
+            if not parameter.requires_grad:
+                continue
             if parameter.grad is None:  # it had no text in this batch, and the others wait for its share
                 parameter.grad = torch.zeros_like(parameter)
             peers.add_up(parameter.grad)

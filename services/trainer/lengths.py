@@ -7,7 +7,6 @@ from sentence_transformers import SentenceTransformer
 from services.trainer.config import TrainingConfig
 from services.trainer.encoder import tokenize
 from services.trainer.fret_records import RecordSource, make_example
-from services.trainer.mixture_config import FretSource
 from services.trainer.prompts import put_before
 from shared.errors import SettingError
 
@@ -59,8 +58,7 @@ def shares_cut(model: SentenceTransformer, source: RecordSource, config: Trainin
 
     `source` is what was trained on; nothing where no record is.
     """
-    is_used = config.mixture is None or any(isinstance(each, FretSource) for each in config.mixture.sources)
-    records = source.page(None, SAMPLE) if is_used else []
+    records = source.page(None, SAMPLE) if config.reads_records else []
     if not records:
         return {}
     before = put_before(model, config)

@@ -39,6 +39,7 @@ def render(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> st
     config, dims = dict(facts.pop("config")), facts.pop("dims")
     mixture, sources = config.pop("mixture", None), facts.pop("sources", {})
     plain_mean, prompts = facts.pop("plain_mean", False), facts.pop("prompts", {"query": "", "document": ""})
+    rotation = facts.pop("rotation", None)
     versions = ANY_VERSION if facts.pop("classic_form", False) else "It takes sentence-transformers 6 or later."
     base = config["model_name_or_path"]
     passages_cut, queries_cut = (
@@ -62,7 +63,7 @@ dimensions and normalised again (Matryoshka). Made by Fretwork, an open implemen
 
 ## Use
 
-{_use(prompts, dims, plain_mean, config.get("onnx", False), versions)}
+{_use(prompts, dims, plain_mean, rotation, config.get("onnx", False), versions)}
 
 ## Effect
 
@@ -96,19 +97,25 @@ LIMITS_OF_DATASETS = """\
   On other texts it may be worse than its base; measure before you use it."""
 
 
-def _use(prompts: Mapping[str, str], dims: Sequence[int], plain_mean: bool, onnx: bool, versions: str) -> str:
+def _use(
+    prompts: Mapping[str, str], dims: Sequence[int], plain_mean: bool, rotation: str | None, onnx: bool, versions: str
+) -> str:
     """Lines to copy, one loader after the other; tests run them as they stand."""
+    rotated = load_file = ""
+    if rotation is not None:
+        load_file = "from safetensors.torch import load_file\n"
+        rotated = f'means = means @ load_file("{FOLDER}/{rotation}")["linear.weight"].T\n'
     query, passage = "how to open a file", "open(path) returns a file object."
     texts = [prompts["query"] + query, prompts["document"] + passage]
     # a quote would end the shell's string, and JSON has another way to write one
     asked = {"model": FOLDER, "input": texts, "dimensions": dims[0], "truncate_prompt_tokens": -1}
     body = json.dumps(asked).replace("'", "\\u0027")
     in_transformers = f"""
-In plain transformers, the mean over all tokens, prompt included:
+In plain transformers, the mean over all tokens, prompt included{", rotated" if rotation else ""}:
 
 ```python
 import torch
-from transformers import AutoModel, AutoTokenizer
+{load_file}from transformers import AutoModel, AutoTokenizer
 
 tokenizer, model = AutoTokenizer.from_pretrained("{FOLDER}"), AutoModel.from_pretrained("{FOLDER}")
 texts = {texts!r}
@@ -116,7 +123,7 @@ inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
 with torch.no_grad():
     tokens, mask = model(**inputs).last_hidden_state, inputs["attention_mask"].unsqueeze(2)
 means = (tokens * mask).sum(1) / mask.sum(1)
-vectors = torch.nn.functional.normalize(means[:, :{dims[0]}], dim=1)  # {_listed(dims)} dimensions
+{rotated}vectors = torch.nn.functional.normalize(means[:, :{dims[0]}], dim=1)  # {_listed(dims)} dimensions
 print(vectors[0] @ vectors[1])
 ```
 """
@@ -234,6 +241,8 @@ def _development(facts: Mapping[str, Any], asked: float | None) -> str:
     if facts["interpolation"] == 0:
         read_otherwise = found["0"] > found.get("base_as_it_is", found["0"])
         what = "has its base's weights, read as in the training" if read_otherwise else "is its base, unchanged"
+        if facts.get("principal_axes"):
+            what += ", with its vectors on their principal axes"
         return (
             f"\n**This model {what}.** {on} {of_base:.4f} with the base's weights and "
             f"{found['1']:.4f} with the tuned ones; no share of them did better than none.\n"

@@ -24,6 +24,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch.optim.swa_utils import AveragedModel
 
+from services.trainer.axes import put_on_axes
 from services.trainer.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from services.trainer.config import TrainingConfig
 from services.trainer.data import OnRows, open_data
@@ -104,9 +105,11 @@ def train(
     with peers.first_alone():
         whole = config.model_copy(update={"per_device_train_batch_size": batch_size})
         data = open_data(whole, source, work_dir, resume_from, on_rows)
+    turned = config.principal_axes and config.reads_records and put_on_axes(model, source, config, peers)
     total_steps, whole_batch = data.total_steps, min(batch_size, source.count() or batch_size)
     # without weight decay, as in sentence-transformers' defaults: it would pull a tuned base towards 0
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
+    tuned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(tuned, lr=config.learning_rate, weight_decay=0.0, fused=True)
     averaged = AveragedModel(model) if config.averaging else None
     state = _resume(newest_checkpoint([*resume_from, work_dir]), pinned, model, optimizer, averaged)
 
@@ -163,6 +166,7 @@ def train(
         "first_loss": state.first_loss,
         "last_loss": state.last_loss,
         "seconds": round(state.seconds, 1),
+        **({"principal_axes": turned} if config.principal_axes else {}),
         **(about or {}),
     }
     if averaged is not None:
@@ -185,6 +189,8 @@ def _interpolated(model: SentenceTransformer, config: TrainingConfig, held_out: 
     if share == 1 and not held_out:
         return {}
     base = load_model(config.model_name_or_path).cpu().state_dict()
+    # what was not trained, the rotation, is the same on both sides
+    base |= {name: weight.cpu() for name, weight in model.named_parameters() if not weight.requires_grad}
     if held_out:
         return choose_share(model, base, held_out, config)
     mix(model, copied(model), base, share)
