@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
@@ -60,6 +60,9 @@ def train(
     same_tower_negatives: Annotated[
         bool, typer.Option(help=described("same_tower_negatives"))
     ] = DEFAULTS.same_tower_negatives,
+    train_what: Annotated[
+        Literal["both", "queries"], typer.Option("--train", help=described("train"))
+    ] = DEFAULTS.train,
     principal_axes: Annotated[bool, typer.Option(help=described("principal_axes"))] = DEFAULTS.principal_axes,
     soft_mask_margin: Annotated[
         float | None, typer.Option(help=described("soft_mask_margin"))
@@ -102,6 +105,7 @@ def train(
         near_positive=near_positive,
         hard_negatives=hard_negatives,
         same_tower_negatives=same_tower_negatives,
+        train=train_what,
         principal_axes=principal_axes,
         soft_mask_margin=soft_mask_margin,
         hardness=hardness,

@@ -106,6 +106,11 @@ class TrainingConfig(BaseModel):
         None,
         description="the loss's weight for each of matryoshka-dims: 0.5,0.3,0.2; each is 1 by default",
     )
+    train: Literal["both", "queries"] = Field(
+        "both",
+        description="both: one encoder for queries and passages; queries: passages are encoded by the base as it is, "
+        "so that an index of its vectors stays valid, and the queries' encoder is tuned to it",
+    )
     principal_axes: bool = Field(
         True,
         description="turn the vectors onto the principal axes of the run's passages before training, which changes no "
@@ -158,6 +163,20 @@ class TrainingConfig(BaseModel):
                     "same_tower_negatives to true"
                 )
         return mixture
+
+    @model_validator(mode="after")
+    def _index_stays_valid(self) -> Self:
+        if self.train == "queries" and self.prompts != Prompts.OWN:
+            raise ValueError(
+                "--train queries keeps the base's vectors of passages, which stand behind its own prompts: leave "
+                "--prompts at own"
+            )
+        return self
+
+    @property
+    def turns_vectors(self) -> bool:
+        """Whether the vectors are put on principal axes: not those of an index that is to stay valid."""
+        return self.principal_axes and self.reads_records and self.train == "both"
 
     @model_validator(mode="after")
     def _dims_are_sound(self) -> Self:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.encoder import encode, tokenize
+from services.trainer.fixed_passages import FixedPassages
 from services.trainer.fret_records import Record, RecordSource, format_passage_text, format_query_text
 from services.trainer.lengths import exported_length, measured_length
 from services.trainer.prompts import leaves_prompts_out, of, put_before
@@ -56,7 +57,11 @@ def hold_out(source: RecordSource) -> tuple[list[Record], RecordSource]:
 
 
 def choose_share(
-    model: SentenceTransformer, base: Mapping[str, Tensor], held_out: Sequence[Record], config: TrainingConfig
+    model: SentenceTransformer,
+    base: Mapping[str, Tensor],
+    held_out: Sequence[Record],
+    config: TrainingConfig,
+    fixed: FixedPassages | None = None,
 ) -> dict[str, Any]:
     """Leaves `model` with the best share of its tuned weights, and returns that share and each one's nDCG@10.
 
@@ -66,13 +71,14 @@ def choose_share(
     Args:
         model: the tuned one.
         base: its weights before, by name, on the CPU.
+        fixed: what encodes the passages, where the queries' encoder alone is tuned.
     """
     tuned = copied(model)
     texts = search_task(held_out, config)
     found = {}
     for share in SHARES:
         mix(model, tuned, base, share)
-        found[share] = _ndcg_at_10(model, *texts, config)
+        found[share] = _ndcg_at_10(model, *texts, config, fixed)
     best = max(SHARES, key=lambda share: (found[share], share))
     facts: dict[str, Any] = {
         "development_queries": len(held_out),
@@ -82,7 +88,7 @@ def choose_share(
     if as_it_is:
         mix(model, tuned, base, 0.0)
         asked = config.model_copy(update=as_it_is)
-        of_base = _ndcg_at_10(model, *search_task(held_out, asked), asked)
+        of_base = _ndcg_at_10(model, *search_task(held_out, asked), asked, fixed)
         facts["development_ndcg@10"]["base_as_it_is"] = round(of_base, 4)
         if (of_base, 0.0) >= (found[best], best):
             return {"interpolation": 0.0, "written": as_it_is, **facts}
@@ -149,11 +155,13 @@ def _ndcg_at_10(
     passages: Sequence[str],
     rows: Sequence[int],
     config: TrainingConfig,
+    fixed: FixedPassages | None,
 ) -> float:
     before = put_before(model, config)
     held, length = kept_tokens(model, config), measured_length(model, config)
     asked = encode(model, tokenize(model, [before.query + text for text in queries], length), held)
-    found = encode(model, tokenize(model, [before.document + text for text in passages], length), held)
+    written = [before.document + text for text in passages]
+    found = fixed.vectors(written) if fixed else encode(model, tokenize(model, written, length), held)
     scores = asked @ found.T  # (Q, N)
     own = scores.gather(1, torch.tensor(rows, device=scores.device)[:, None])
     # of equal scores the positive's comes last: a model to which all texts are alike finds nothing

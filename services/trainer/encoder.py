@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import Normalize
 from torch import Tensor
 
@@ -42,6 +43,11 @@ def ready_for_training(model: SentenceTransformer) -> SentenceTransformer:
     transformer = model.transformers_model
     if transformer is None:
         raise SettingError("only a transformer can be trained, and this base model is none: name another")
+    if isinstance(model[0], Router):
+        raise SettingError(
+            "the base model has an encoder for queries and another for passages, as --train queries makes them: name "
+            "one that encodes both, or the folder `query` in it"
+        )
     if not isinstance(model[-1], Normalize):
         model.append(Normalize())
     model.truncate_dim = None  # what `model.encode` cuts off is trained, and handed over with what it is cut to

@@ -112,7 +112,12 @@ def format_passage_text(prompts: str, title: str, text: str) -> str:
 
 
 def is_masked(record: Record, config: TrainingConfig, epoch: int) -> bool:
-    """Whether copies of its query are taken out: with `mask_probability`, seeded by seed, epoch and query."""
+    """Whether copies of its query are taken out: with `mask_probability`, seeded by seed, epoch and query.
+
+    Where the passages' vectors are those of an index, they are of whole passages.
+    """
+    if config.train == "queries":
+        return False
     drawn: float = random.Random(f"{config.seed}:{epoch}:{record.query_id}").random()  # noqa: S311
     return drawn < config.mask_probability
 

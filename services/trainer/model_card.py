@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from shared.text_format import DOCUMENT_PROMPT
+from services.trainer.lines_to_copy import listed, use_of_both, use_of_one
 
 FACTS_FILE = "training.json"
-FOLDER = "path/to/this/folder"
 ANY_VERSION = """\
 Versions of sentence-transformers from 3.4 on load it. Before 5 there is no `encode_query`, but
 `encode(…, prompt_name="query")`, and so for `document`."""
@@ -46,9 +44,13 @@ def render(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> st
         f" (about {facts[share]:.0%} of the run's {what} are longer)" if facts.get(share) else ""
         for share, what in (("share_cut", "positives"), ("share_of_queries_cut", "queries"))
     )
-    on_records = facts.get("records") != 0
+    on_records, queries_alone = facts.get("records") != 0, config.get("train") == "queries"
     if not on_records:
         facts = {name: value for name, value in facts.items() if name not in OF_RECORDS}
+    if queries_alone:
+        use = use_of_both(prompts, dims)
+    else:
+        use = use_of_one(prompts, dims, plain_mean, rotation, config.get("onnx", False), versions)
     return f"""---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -57,13 +59,11 @@ tags: [sentence-transformers, feature-extraction, sentence-similarity, matryoshk
 
 # {base}, tuned{" on FRet records" if on_records else ""}
 
-A text-embedding model: vectors of {dims[0]} dimensions, compared by cosine, which may be cut to {_listed(dims[1:])}
-dimensions and normalised again (Matryoshka). Made by Fretwork, an open implementation of Gecko (arXiv 2403.20327), from
-`{base}`. Vectors are comparable only with those of this same model.
+{_what(base, dims, queries_alone)}
 
 ## Use
 
-{_use(prompts, dims, plain_mean, rotation, config.get("onnx", False), versions)}
+{use}
 
 ## Effect
 
@@ -97,86 +97,19 @@ LIMITS_OF_DATASETS = """\
   On other texts it may be worse than its base; measure before you use it."""
 
 
-def _use(
-    prompts: Mapping[str, str], dims: Sequence[int], plain_mean: bool, rotation: str | None, onnx: bool, versions: str
-) -> str:
-    """Lines to copy, one loader after the other; tests run them as they stand."""
-    rotated = load_file = ""
-    if rotation is not None:
-        load_file = "from safetensors.torch import load_file\n"
-        rotated = f'means = means @ load_file("{FOLDER}/{rotation}")["linear.weight"].T\n'
-    query, passage = "how to open a file", "open(path) returns a file object."
-    texts = [prompts["query"] + query, prompts["document"] + passage]
-    # a quote would end the shell's string, and JSON has another way to write one
-    asked = {"model": FOLDER, "input": texts, "dimensions": dims[0], "truncate_prompt_tokens": -1}
-    body = json.dumps(asked).replace("'", "\\u0027")
-    in_transformers = f"""
-In plain transformers, the mean over all tokens, prompt included{", rotated" if rotation else ""}:
-
-```python
-import torch
-{load_file}from transformers import AutoModel, AutoTokenizer
-
-tokenizer, model = AutoTokenizer.from_pretrained("{FOLDER}"), AutoModel.from_pretrained("{FOLDER}")
-texts = {texts!r}
-inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-with torch.no_grad():
-    tokens, mask = model(**inputs).last_hidden_state, inputs["attention_mask"].unsqueeze(2)
-means = (tokens * mask).sum(1) / mask.sum(1)
-{rotated}vectors = torch.nn.functional.normalize(means[:, :{dims[0]}], dim=1)  # {_listed(dims)} dimensions
-print(vectors[0] @ vectors[1])
-```
-"""
-    in_onnxruntime = f"""
-With onnxruntime, without torch; the graph ends at the token vectors:
-
-```python
-import numpy as np
-import onnxruntime
-from transformers import AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{FOLDER}")
-session = onnxruntime.InferenceSession("{FOLDER}/onnx/model.onnx")
-inputs = dict(tokenizer({texts!r}, padding=True, truncation=True, return_tensors="np"))
-(tokens,), mask = session.run(None, inputs), inputs["attention_mask"][..., np.newaxis]
-vectors = ((tokens * mask).sum(1) / mask.sum(1))[:, :{dims[0]}]  # {_listed(dims)} dimensions
-vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-print(vectors[0] @ vectors[1])
-```
-"""
-    return f"""```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("{FOLDER}", truncate_dim={dims[0]})  # {_listed(dims)} dimensions
-queries = model.encode_query([{query!r}])
-passages = model.encode_document([{passage!r}])
-print(model.similarity(queries, passages))
-```
-
-{_format_note(prompts)}
-{versions}
-{in_transformers if plain_mean else ""}{in_onnxruntime if plain_mean and onnx else ""}
-With vLLM (tried: 0.32), `vllm serve {FOLDER} --runner pooling`. It puts no prompt before a text, and
-refuses one that is too long unless told to cut it:
-
-```sh
-curl http://127.0.0.1:8000/v1/embeddings --header 'content-type: application/json' \\
-  --data '{body}'
-```"""
-
-
-def _format_note(prompts: Mapping[str, str]) -> str:
-    if prompts["document"] == DOCUMENT_PROMPT:
+def _what(base: str, dims: Sequence[int], queries_alone: bool) -> str:
+    cut = f"which may be cut to {listed(dims[1:])}\ndimensions and normalised again (Matryoshka)"
+    made = f"Made by Fretwork, an open implementation of Gecko (arXiv 2403.20327), from\n`{base}`."
+    if queries_alone:
         return (
-            "`encode_query` writes `task: {task description} | query: {query}`, `encode_document` writes\n"
-            '`title: none | text: {text}`. A passage with a title is `title: {title} | text: {text}`, with `prompt=""`.'
+            f"Two text encoders: a tuned one for queries, and `{base}` as it is for passages. **It is for an index of\n"
+            f"`{base}`'s vectors**, which stays as it is. Vectors of {dims[0]} dimensions, compared by cosine, {cut}.\n"
+            f"{made} Queries' vectors are comparable with those of `{base}`'s passages, and with no others."
         )
-    if prompts["query"] or prompts["document"]:
-        return (
-            f"`encode_query` puts `{prompts['query']}` before a query, and `encode_document`\n"
-            f"`{prompts['document']}` before a passage. A passage with a title is `title text`."
-        )
-    return "Texts are given as they are; a passage with a title is `title text`."
+    return (
+        f"A text-embedding model: vectors of {dims[0]} dimensions, compared by cosine, {cut}. {made} "
+        "Vectors are comparable only with those of this same model."
+    )
 
 
 def _effect(evaluation: Mapping[str, Any] | None) -> str:
@@ -269,13 +202,9 @@ def _table(values: Mapping[str, Any]) -> str:
 def _shown(value: Any) -> str:
     match value:
         case dict():
-            return _listed([f"{key}: {_shown(of_key)}" for key, of_key in value.items()])
+            return listed([f"{key}: {_shown(of_key)}" for key, of_key in value.items()])
         case list():
-            return _listed(value)
+            return listed(value)
         case float():
             return f"{value:.4g}"
     return str(value)
-
-
-def _listed(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values)) or "none"

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 import structlog
 import torch
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 
 from services.trainer.batch_loss import batch_loss
 from services.trainer.config import TrainingConfig
 from services.trainer.encoder import CPU_CHUNK_TOKENS, tokenize
+from services.trainer.fixed_passages import FixedPassages
 from services.trainer.fret_records import Example
 from services.trainer.grad_cache import backward
 from services.trainer.peers import ALONE, Peers
@@ -36,6 +38,7 @@ def add_gradient_that_fits(
     config: TrainingConfig,
     weight_by_dim: Mapping[int, float],
     peers: Peers = ALONE,
+    passages: FixedPassages | None = None,
 ) -> tuple[float, TrainingConfig]:
     """The same as `add_gradient`; where the GPU's memory runs out, once more with half as many tokens kept.
 
@@ -47,7 +50,7 @@ def add_gradient_that_fits(
     while True:
         kept = kept_tokens(model, config)
         try:
-            return add_gradient(model, batch, config, weight_by_dim, peers), config
+            return add_gradient(model, batch, config, weight_by_dim, peers, passages), config
         except torch.OutOfMemoryError as error:
             if peers.size > 1 or kept < CPU_CHUNK_TOKENS:
                 raise out_of_memory(kept, config) from error
@@ -73,23 +76,37 @@ def add_gradient(
     config: TrainingConfig,
     weight_by_dim: Mapping[int, float],
     peers: Peers = ALONE,
+    passages: FixedPassages | None = None,
 ) -> float:
-    """Adds the gradient of a batch's loss to the weights' and returns that loss; all peers call it with one batch."""
+    """Adds the gradient of a batch's loss to the weights' and returns that loss; all peers call it with one batch.
+
+    With `passages` they are encoded by those, and the gradient is that of the queries alone.
+    """
     size = len(batch)
     before = put_before(model, config)
     symmetric = batch[0].symmetric  # both sides are written and cut alike
     before_targets = before.query if symmetric else before.document
     query_max_len = config.passage_max_len if symmetric else config.query_max_len
     # each text once: a passage may be a candidate of many queries
-    of_targets = [text for example in batch for text in (example.positive, *example.negatives, *example.candidates)]
-    place = {text: index for index, text in enumerate(dict.fromkeys(of_targets))}
+    everything = [text for example in batch for text in (example.positive, *example.negatives, *example.candidates)]
+    place = {text: index for index, text in enumerate(dict.fromkeys(everything))}
     targets = list(place)
     share, share_of_targets = peers.share_of(size), peers.share_of(len(targets))
-    mine = [*share, *(size + index for index in share_of_targets)]
     my_queries = [before.query + batch[row].query for row in share]
     my_targets = [before_targets + targets[index] for index in share_of_targets]
-    token_ids = [*tokenize(model, my_queries, query_max_len), *tokenize(model, my_targets, config.passage_max_len)]
-    of_mine = dict(zip(mine, token_ids, strict=True))
-    loss_of = batch_loss(batch, place, config, weight_by_dim, model.device)
+    token_ids = dict(zip(share, tokenize(model, my_queries, query_max_len), strict=True))
+    of_texts = batch_loss(batch, place, config, weight_by_dim, model.device)
     kept = kept_tokens(model, config)
-    return backward(model, of_mine, loss_of, size + len(targets), size, kept_tokens=kept, peers=peers)
+    if passages is None:
+        of_targets = tokenize(model, my_targets, config.passage_max_len)
+        token_ids |= {size + index: ids for index, ids in zip(share_of_targets, of_targets, strict=True)}
+        return backward(model, token_ids, of_texts, size + len(targets), size, kept_tokens=kept, peers=peers)
+    fixed = torch.zeros(len(targets), model.get_embedding_dimension() or 0, device=model.device)
+    if my_targets:
+        fixed[list(share_of_targets)] = passages.vectors(my_targets)
+    peers.add_up(fixed)
+
+    def of_queries(queries: Tensor, rows: slice) -> Tensor:
+        return of_texts(torch.cat([queries, fixed]), rows)
+
+    return backward(model, token_ids, of_queries, size, size, kept_tokens=kept, peers=peers)

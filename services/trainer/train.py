@@ -31,6 +31,7 @@ from services.trainer.data import OnRows, open_data
 from services.trainer.development import choose_share, copied, hold_out, mix
 from services.trainer.encoder import encode, load_model, ready_for_training, tokenize
 from services.trainer.export import export_model
+from services.trainer.fixed_passages import FixedPassages
 from services.trainer.fret_records import Position, Record, RecordSource
 from services.trainer.lengths import check_lengths, longest_input, shares_cut
 from services.trainer.onnx_file import check_can_write_onnx
@@ -95,6 +96,12 @@ def train(
     torch.manual_seed(config.seed)  # a base may lack weights that its class has, as BERT's pooler: these are drawn
     model = ready_for_training(load_model(config.model_name_or_path))
     config = resolved(model, config)
+    passages = None
+    if config.train == "queries":
+        base = ready_for_training(load_model(config.model_name_or_path))
+        # as far as whoever made the index read them
+        config = config.model_copy(update={"passage_max_len": base.max_seq_length or config.passage_max_len})
+        passages = FixedPassages(base, config.passage_max_len)
     weight_by_dim = _checked_dims(config, model)
     check_lengths(model, config)
     # the data sees the whole batch, of which each process encodes its share
@@ -105,7 +112,7 @@ def train(
     with peers.first_alone():
         whole = config.model_copy(update={"per_device_train_batch_size": batch_size})
         data = open_data(whole, source, work_dir, resume_from, on_rows)
-    turned = config.principal_axes and config.reads_records and put_on_axes(model, source, config, peers)
+    turned = config.turns_vectors and put_on_axes(model, source, config, peers)
     total_steps, whole_batch = data.total_steps, min(batch_size, source.count() or batch_size)
     # without weight decay, as in sentence-transformers' defaults: it would pull a tuned base towards 0
     tuned = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -120,7 +127,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_share(state.step, total_steps, config.warmup_ratio)
         optimizer.zero_grad()
-        value, fitting = add_gradient_that_fits(model, batch, fitting, weight_by_dim, peers)
+        value, fitting = add_gradient_that_fits(model, batch, fitting, weight_by_dim, peers, passages)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         if not (math.isfinite(value) and norm.isfinite()):
             raise SettingError(
@@ -166,7 +173,7 @@ def train(
         "first_loss": state.first_loss,
         "last_loss": state.last_loss,
         "seconds": round(state.seconds, 1),
-        **({"principal_axes": turned} if config.principal_axes else {}),
+        **({"principal_axes": turned} if config.turns_vectors else {}),
         **(about or {}),
     }
     if averaged is not None:
@@ -176,14 +183,19 @@ def train(
     model_dir = work_dir / "model"
     if peers.rank == 0:  # alone: the host's memory has to hold the weights twice more for it
         facts |= {"longest_input": longest_input(model), **shares_cut(model, source, config)}
-        facts |= _interpolated(model, fitting, held_out)
+        facts |= _interpolated(model, fitting, held_out, passages)
         dims = tuple(weight_by_dim)
         written = config.model_copy(update={"matryoshka_dims": dims[1:], **facts.pop("written", {})})
-        export_model(model, written, facts, dims=dims, target=model_dir)
+        export_model(model, written, facts, dims=dims, target=model_dir, passages=passages.model if passages else None)
     return {**facts, "model_dir": str(model_dir)}
 
 
-def _interpolated(model: SentenceTransformer, config: TrainingConfig, held_out: Sequence[Record]) -> dict[str, Any]:
+def _interpolated(
+    model: SentenceTransformer,
+    config: TrainingConfig,
+    held_out: Sequence[Record],
+    passages: FixedPassages | None,
+) -> dict[str, Any]:
     """Moves the weights towards the base's as configured, or as far as the held-out records say; what was done."""
     share = 1.0 if config.interpolation is None else config.interpolation
     if share == 1 and not held_out:
@@ -192,7 +204,7 @@ def _interpolated(model: SentenceTransformer, config: TrainingConfig, held_out: 
     # what was not trained, the rotation, is the same on both sides
     base |= {name: weight.cpu() for name, weight in model.named_parameters() if not weight.requires_grad}
     if held_out:
-        return choose_share(model, base, held_out, config)
+        return choose_share(model, base, held_out, config, passages)
     mix(model, copied(model), base, share)
     return {"interpolation": share}
 

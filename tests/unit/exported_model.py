@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from services.trainer.model_card import FOLDER
+from services.trainer.lines_to_copy import FOLDER
 from services.trainer.train import train
 from shared.models import WHEEL_MODEL
 from tests.unit.test_train import config, records
@@ -40,7 +40,7 @@ def lines_to_copy(folder: Path, loader: str, *, dim: int | None = None) -> str:
     blocks: list[str] = re.findall(r"```\w+\n(.*?)```", card, re.DOTALL)
     (block,) = (block.replace(FOLDER, str(folder)) for block in blocks if loader in block)
     if dim is not None:
-        full = max(json.loads((folder / "config.json").read_text())["matryoshka_dimensions"])
+        full = max(json.loads((folder / "training.json").read_text())["dims"])
         block, cuts = re.subn(rf'(truncate_dim=|\[:, :|"dimensions": ){full}\b', rf"\g<1>{dim}", block)
         if cuts != 1:
             raise ValueError(f"the card's lines for {loader} do not say in one place how to cut vectors:\n{block}")
