@@ -61,9 +61,9 @@ bench-watch: setup ## measure what watching costs at a million items: figures to
 bench-train: setup ## measure the trainer beside sentence-transformers': figures to benchmarks/results/train.json
 	$(BIN)/python -m benchmarks.train
 
-bench-quality: setup ## measure what training is worth, on BEIR=FOLDER, or on BANKING77=FOLDER STSB=FOLDER: .../quality.json
-	$(BIN)/python -m benchmarks.quality $(if $(BEIR),--beir "$(BEIR)") $(if $(BANKING77),--banking77 "$(BANKING77)") \
-		$(if $(STSB),--stsb "$(STSB)")
+bench-quality: setup ## measure what training is worth on SCIFACT=, CRANFIELD=, DEMO=yes, BANKING77=, STSB=: .../quality.json
+	$(BIN)/python -m benchmarks.quality $(if $(SCIFACT),--scifact "$(SCIFACT)") $(if $(CRANFIELD),--cranfield "$(CRANFIELD)") \
+		$(if $(DEMO),--demo) $(if $(BANKING77),--banking77 "$(BANKING77)") $(if $(STSB),--stsb "$(STSB)") $(if $(MIXED),--mixed)
 
 vllm: .venv-vllm/.installed ## serve MODEL with vLLM on this machine's GPU: make vllm MODEL=NAME-OR-FOLDER
 	.venv-vllm/bin/vllm serve "$(MODEL)" --host 127.0.0.1 --port $(VLLM_PORT) $(VLLM_OPTIONS)
