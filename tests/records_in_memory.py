@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Self
 from uuid import UUID, uuid5
 
-from services.trainer.fret_records import JudgedList, Record
+from services.trainer.fret_records import Group, JudgedList, Record
 from shared.records import NAMESPACE, Passage
 
 
@@ -29,12 +29,22 @@ class Records:
     def page(self, after: UUID | None, limit: int) -> list[Record]:
         return [record for record in self._records if after is None or record.query_id > after][:limit]
 
-    def count_by_task(self, at_least: int) -> dict[str, int]:
-        counts = Counter(record.task_description for record in self._records)
-        return {task: count for task, count in sorted(counts.items()) if count >= at_least}
+    def count_by(self, group: Group, at_least: int) -> dict[str, int]:
+        counts = Counter(name for _, name in self.groups(group, None, self.count()))
+        return {name: count for name, count in sorted(counts.items()) if count >= at_least}
 
-    def tasks(self, after: UUID | None, limit: int) -> list[tuple[UUID, str]]:
-        return [(record.query_id, record.task_description) for record in self.page(after, limit)]
+    def groups(self, group: Group, after: UUID | None, limit: int) -> list[tuple[UUID, str]]:
+        page = self.page(after, limit)
+        return [(each.query_id, each.task_description if group == "task" else self._kind(each)) for each in page]
+
+    def of_kinds(self, kinds: Collection[str]) -> Self:
+        left = [record for record in self._records if self._kind(record) in kinds]
+        return type(self)(left, self._others.values())
+
+    @staticmethod
+    def _kind(record: Record) -> str:
+        """The first word of its query."""
+        return record.query_text.split()[0]
 
     def find(self, query_ids: Collection[UUID]) -> dict[UUID, Record]:
         return {record.query_id: record for record in self._records if record.query_id in query_ids}

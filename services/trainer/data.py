@@ -16,7 +16,7 @@ from services.trainer.batching import batches, steps_per_epoch
 from services.trainer.config import TrainingConfig
 from services.trainer.draw import source_draws
 from services.trainer.fret_index import FretExamples, write_index
-from services.trainer.fret_records import Example, Position, RecordSource
+from services.trainer.fret_records import Example, Group, Position, RecordSource
 from services.trainer.mixture_config import FretSource, Mixture
 from services.trainer.prepare import is_prepared, load_prepared, prepare
 from services.trainer.sources import DatasetExamples, ExampleSource
@@ -56,8 +56,10 @@ def open_data(
     """
     if config.mixture is None:
         return _RecordsAlone(config, records)
-    has_fret = any(isinstance(source, FretSource) for source in config.mixture.sources)
-    index = _indexed(records, work_dir, on_rows) if has_fret else None
+    fret = next((source for source in config.mixture.sources if isinstance(source, FretSource)), None)
+    if fret and fret.kinds:
+        records = records.of_kinds(fret.kinds)
+    index = _indexed(records, fret, work_dir, on_rows) if fret else None
     return _Mixed(config, config.mixture, records, _prepared(config.mixture, [*earlier, work_dir], on_rows), index)
 
 
@@ -89,7 +91,8 @@ class _Mixed:
             if isinstance(source, FretSource):
                 assert index is not None  # noqa: S101 - there is one where there is such a source
                 opened = fret = FretExamples(source, config, records, index)
-                more: dict[str, Any] = {"task_groups": fret.task_groups} if source.uniform_tasks else {}
+                uniform = source.uniform_tasks or source.uniform_kinds
+                more: dict[str, Any] = {"groups": fret.groups} if uniform else {}
             else:
                 prepared, dataset = load_prepared(folder / source.name)
                 opened, more = DatasetExamples(source, config, prepared, dataset), {"rows_left_out": prepared.dropped}
@@ -162,12 +165,13 @@ def _prepared(mixture: Mixture, folders: Sequence[Path], on_rows: OnRows) -> Pat
     return target
 
 
-def _indexed(records: RecordSource, work_dir: Path, on_rows: OnRows) -> Path:
+def _indexed(records: RecordSource, source: FretSource, work_dir: Path, on_rows: OnRows) -> Path:
     """This attempt's own index, for the run may have got more records since the last; its peers take the same."""
     target, partly = work_dir / "fret-index", work_dir / "unfinished-index"
     if not target.is_dir():
         shutil.rmtree(partly, ignore_errors=True)
-        write_index(records, _counted(records), partly, partial(on_rows, "fret"))
+        group: Group = "kind" if source.uniform_kinds else "task"
+        write_index(records, group, _counted(records), partly, partial(on_rows, "fret"))
         rename_durably(partly, target)
     return target
 

@@ -1,9 +1,9 @@
-"""FRet records by number, for a mixture: a file holds their ids, together by task description, and the ledger the rest.
+"""FRet records by number, for a mixture: a file holds their ids, together by group, and the ledger the rest.
 
-The file is written page by page and mapped into memory: 16 bytes a record on the disk. In memory is a number for each
-task description that a hundredth of the records have. The rare ones are one group, or with the most frequent one where
-they are less than a hundredth together. An LLM words freely, so many of its descriptions stand once: drawn all alike,
-those few records would be nearly the whole training.
+A group is a task description or a kind of query. The file is written page by page and mapped into memory: 16 bytes a
+record on the disk. In memory is a number for each group that a hundredth of the records are of. The rare ones are one
+group, or with the most frequent one where they are less than a hundredth together. An LLM words freely, so many of its
+descriptions stand once: drawn all alike, those few records would be nearly the whole training.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import orjson
 from services.trainer.batching import WINDOW, Drawn, grouped, make_batch
 from services.trainer.config import TrainingConfig
 from services.trainer.draw import permuted
-from services.trainer.fret_records import Example, RecordSource
+from services.trainer.fret_records import Example, Group, RecordSource
 from services.trainer.mixture_config import FretSource
 
 ID_BYTES = 16
@@ -31,27 +31,27 @@ RARE = 100  # a description with less than one in so many records is rare
 RARE_ONES = ""  # their group: no description is empty
 
 
-def write_index(records: RecordSource, total: int, folder: Path, on_rows: Callable[[int], None]) -> None:
-    """Writes the ids of the `total` records into `folder`, those of a task description together, in the order of ids.
+def write_index(records: RecordSource, group: Group, total: int, folder: Path, on_rows: Callable[[int], None]) -> None:
+    """Writes the ids of the `total` records into `folder`, those of a group together, in the order of ids.
 
     Says how many it has read.
     """
     folder.mkdir(parents=True)
     least = ceil(total / RARE)
-    by_task = records.count_by_task(least)
-    rare = total - sum(by_task.values())
-    of_the_rare = max(by_task, key=lambda task: by_task[task]) if rare < least else RARE_ONES
-    counts = by_task | {of_the_rare: by_task.get(of_the_rare, 0) + rare}
+    by_group = records.count_by(group, least)
+    rare = total - sum(by_group.values())
+    of_the_rare = max(by_group, key=lambda name: by_group[name]) if rare < least else RARE_ONES
+    counts = by_group | {of_the_rare: by_group.get(of_the_rare, 0) + rare}
     (folder / "counts.json").write_bytes(orjson.dumps(list(counts.values())))
     ids = numpy.memmap(folder / "ids", dtype=f"V{ID_BYTES}", mode="w+", shape=(total,))
     ends = dict(zip(counts, [0, *accumulate(counts.values())], strict=False))
     after: UUID | None = None
     read = 0
-    while page := records.tasks(after, WINDOW):
-        for after, task_description in page:
-            group = task_description if task_description in by_task else of_the_rare
-            ids[ends[group]] = numpy.void(after.bytes)
-            ends[group] += 1
+    while page := records.groups(group, after, WINDOW):
+        for after, name in page:
+            place = name if name in by_group else of_the_rare
+            ids[ends[place]] = numpy.void(after.bytes)
+            ends[place] += 1
         on_rows(read := read + len(page))
     ids.flush()
 
@@ -62,7 +62,7 @@ class FretExamples:
     def __init__(self, source: FretSource, config: TrainingConfig, records: RecordSource, folder: Path) -> None:
         counts = orjson.loads((folder / "counts.json").read_bytes())
         self.count: int = sum(counts)
-        self.task_groups = len(counts)
+        self.groups = len(counts)
         self._starts = [0, *accumulate(counts)]
         self._source, self._config, self._records = source, config, records
         self._ids = numpy.memmap(folder / "ids", dtype=f"V{ID_BYTES}", mode="r")
@@ -101,8 +101,8 @@ class FretExamples:
 
     def _number(self, place: int) -> int:
         key = f"{self._config.seed}:fret"
-        if self._source.uniform_tasks:
+        if self._source.uniform_tasks or self._source.uniform_kinds:
             rng = random.Random(f"{key}:{place}")  # noqa: S311
-            task = rng.randrange(len(self._starts) - 1)
-            return rng.randrange(self._starts[task], self._starts[task + 1])
+            group = rng.randrange(len(self._starts) - 1)
+            return rng.randrange(self._starts[group], self._starts[group + 1])
         return permuted(place % self.count, self.count, f"{key}:{place // self.count}")

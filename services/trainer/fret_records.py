@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 from uuid import UUID
 
 from services.trainer.config import TrainingConfig
@@ -67,6 +67,9 @@ class Position:
     batch: int = 0
 
 
+Group = Literal["task", "kind"]  # what records are drawn uniformly over: task descriptions, kinds of queries
+
+
 class RecordSource(Protocol):
     """Where the records come from."""
 
@@ -79,11 +82,11 @@ class RecordSource(Protocol):
     def page(self, after: UUID | None, limit: int) -> list[Record]:
         """The next `limit` records in the order of their query ids, those after `after`."""
 
-    def count_by_task(self, at_least: int) -> dict[str, int]:
-        """How many records have each task description that so many have, in the alphabet's order."""
+    def count_by(self, group: Group, at_least: int) -> dict[str, int]:
+        """How many records each task description, or kind of query, has that so many have, in the alphabet's order."""
 
-    def tasks(self, after: UUID | None, limit: int) -> list[tuple[UUID, str]]:
-        """Query ids and task descriptions of the next `limit` records, as `page` would give them."""
+    def groups(self, group: Group, after: UUID | None, limit: int) -> list[tuple[UUID, str]]:
+        """Query ids and what group each is of, of the next `limit` records, as `page` would give them."""
 
     def find(self, query_ids: Collection[UUID]) -> dict[UUID, Record]:
         """The records of these queries; they are all there."""
@@ -96,6 +99,9 @@ class RecordSource(Protocol):
 
     def without_positives(self, passage_ids: Collection[UUID]) -> Self:
         """The same source without those records."""
+
+    def of_kinds(self, kinds: Collection[str]) -> Self:
+        """The same source with the records of these kinds of queries alone."""
 
     def passages(self, passage_ids: Collection[UUID]) -> dict[UUID, Passage]:
         """The passages by id; all of them are there."""

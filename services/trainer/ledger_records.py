@@ -7,15 +7,19 @@ from functools import cached_property
 from typing import Any, Self
 from uuid import UUID
 
-from sqlalchemy import Engine, Select, desc, func, not_, select
+from sqlalchemy import ColumnElement, Engine, Select, desc, func, not_, select
 
-from services.trainer.fret_records import JudgedList, Record
+from services.trainer.fret_records import Group, JudgedList, Record
 from shared.database import one_of
 from shared.masking import Span
 from shared.records import Passage
 from shared.reviews import reviewed_records
 from shared.schema import queries, runs
 from shared.store import load_passages
+
+# what wrote no kind down is of before there were several
+KIND = func.coalesce(queries.c.provenance["kind"].astext, "other")
+_GROUPS: dict[Group, ColumnElement[Any]] = {"task": queries.c.task_description, "kind": KIND}
 
 
 class LedgerRecords:
@@ -28,13 +32,19 @@ class LedgerRecords:
         label_version: int,
         reviews_until: int | None = None,
         without: Collection[UUID] = (),
+        kinds: Collection[str] = (),
     ) -> None:
-        """`without`: passages that no record has as its positive."""
+        """`without`: passages that no record has as its positive; `kinds`: of queries, all if none is named."""
         self._of_all = engine, run_id, label_version, reviews_until
+        self._without, self._kinds = without, kinds
         self._engine = engine
         self._run_id = run_id
-        every = reviewed_records(run_id, label_version, reviews_until)
-        self._of = select(every).where(not_(one_of(every.c.positive_id, without))).subquery() if without else every
+        self._of = reviewed_records(run_id, label_version, reviews_until)
+        if without:
+            self._of = select(self._of).where(not_(one_of(self._of.c.positive_id, without))).subquery()
+        if kinds:
+            with_query = (queries.c.run_id == self._of.c.run_id) & (queries.c.query_id == self._of.c.query_id)
+            self._of = select(self._of).join(queries, with_query).where(KIND.in_(kinds)).subquery()
         self._with_query = (queries.c.run_id == self._of.c.run_id) & (queries.c.query_id == self._of.c.query_id)
         self._columns: tuple[Any, ...] = (
             self._of,
@@ -65,22 +75,22 @@ class LedgerRecords:
             found: str = connection.execute(statement).scalar_one()
         return found
 
-    def count_by_task(self, at_least: int) -> dict[str, int]:
-        task = queries.c.task_description
+    def count_by(self, group: Group, at_least: int) -> dict[str, int]:
+        of = _GROUPS[group]
         statement = (
-            select(task, func.count())
+            select(of, func.count())
             .select_from(self._of.join(queries, self._with_query))
-            .group_by(task)
+            .group_by(of)
             .having(func.count() >= at_least)
-            .order_by(task)
+            .order_by(of)
         )
         with self._engine.connect() as connection:
             return {row[0]: row[1] for row in connection.execute(statement)}
 
-    def tasks(self, after: UUID | None, limit: int) -> list[tuple[UUID, str]]:
-        statement = self._after(select(self._of.c.query_id, queries.c.task_description), after, limit)
+    def groups(self, group: Group, after: UUID | None, limit: int) -> list[tuple[UUID, str]]:
+        statement = self._after(select(self._of.c.query_id, _GROUPS[group]), after, limit)
         with self._engine.connect() as connection:
-            return [(row.query_id, row.task_description) for row in connection.execute(statement)]
+            return [(row[0], row[1]) for row in connection.execute(statement)]
 
     def page(self, after: UUID | None, limit: int) -> list[Record]:
         return self._records(self._after(select(*self._columns), after, limit))
@@ -104,7 +114,10 @@ class LedgerRecords:
             return load_passages(connection, self._corpus_id, passage_ids)
 
     def without_positives(self, passage_ids: Collection[UUID]) -> Self:
-        return type(self)(*self._of_all, without=passage_ids)
+        return type(self)(*self._of_all, without=passage_ids, kinds=self._kinds)
+
+    def of_kinds(self, kinds: Collection[str]) -> Self:
+        return type(self)(*self._of_all, without=self._without, kinds=kinds)
 
     def _after(self, columns: Select[Any], after: UUID | None, limit: int) -> Select[Any]:
         statement = columns.join(queries, self._with_query).order_by(self._of.c.query_id).limit(limit)

@@ -36,6 +36,16 @@ class FretSource(_Drawn):
         description="each example's task description is drawn first, all alike and the rare ones as one, and then a "
         "record that has it",
     )
+    uniform_kinds: bool = Field(
+        False, description="the same by kind of query: sentence, title, keywords, or what an LLM's task asks for"
+    )
+    kinds: tuple[str, ...] = Field((), description="queries of these kinds alone; all if left out")
+
+    @model_validator(mode="after")
+    def _draws_in_one_way(self) -> Self:
+        if self.uniform_tasks and self.uniform_kinds:
+            raise ValueError("set one of `uniform_tasks` and `uniform_kinds`")
+        return self
 
 
 class _DatasetSource(_Drawn):

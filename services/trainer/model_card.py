@@ -151,8 +151,8 @@ def _mixture(mixture: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> str
         place = "the ledger" if source["kind"] == "fret" else source["hub"] or source["path"]
         left_out = "; ".join(f"{count} {reason}" for reason, count in of.get("rows_left_out", {}).items()) or "none"
         task = source.get("task_description", "each record's own")
-        if "task_groups" in of:
-            task += f", drawn from {of['task_groups']} groups alike"
+        if "groups" in of:
+            task += f", drawn from {of['groups']} groups alike"
         shown = (source["name"], source["kind"], place, task, source["weight"], of["batches"], of["examples"], left_out)
         lines.append("| " + " | ".join(map(str, shown)) + " |")
     return "\n".join(lines) + "\n"

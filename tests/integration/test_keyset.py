@@ -73,7 +73,7 @@ def of_a_training(engine: Engine, run: Run) -> int:
 
 def of_a_trainings_tasks(engine: Engine, run: Run) -> int:
     source = LedgerRecords(engine, run.run_id, 1)
-    return _paged(lambda after: [query_id for query_id, _ in source.tasks(after, PAGE)])
+    return _paged(lambda after: [query_id for query_id, _ in source.groups("task", after, PAGE)])
 
 
 def of_the_api(engine: Engine, run: Run) -> int:

@@ -197,8 +197,8 @@ def test_decisions_hold_for_exports_and_trainings_and_may_be_changed(
         read = {tea.names[record.query_id]: record for record in source.page(None, 10)}
         assert set(read) == wanted
         assert source.count() == len(wanted)
-        assert source.count_by_task(1) == {"search result": len(wanted)}
-        assert {tea.names[query] for query, _ in source.tasks(None, 10)} == wanted
+        assert source.count_by("task", 1) == {"search result": len(wanted)}
+        assert {tea.names[query] for query, _ in source.groups("task", None, 10)} == wanted
         assert read["tied"].positive.passage_id == tea.ids["moved" in wanted]
         assert source.find([tea.query("tied")]) == {tea.query("tied"): read["tied"]}
 

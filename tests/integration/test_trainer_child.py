@@ -57,7 +57,11 @@ def run(engine: Engine, tmp_path: Path) -> Run:
                     ordinal=0,
                     task_description="search result" if n % 5 else "fact checking",
                     query_text=query,
-                    provenance={},
+                    provenance={"kind": "title" if n % 10 == 0 else "sentence"},
+                    candidate_ids=[ids[(n + place) % COUNT] for place in range(3)],
+                    candidate_scores=[0.9, 0.8, 0.7],
+                    ql_scores=[-10.0, -30.0, -20.0],
+                    rc_scores=[3.0, 0.5, 1.0],
                 )
             )
             for label_version in (1, 2):
@@ -105,10 +109,10 @@ def test_reads_each_record_once_in_the_order_of_ids(engine: Engine, run: Run) ->
 def test_finds_records_by_their_queries_and_counts_their_tasks(engine: Engine, run: Run) -> None:
     source = LedgerRecords(engine, run.run_id, 1)
     records = source.page(None, COUNT)
-    assert source.count_by_task(10) == {"fact checking": 10, "search result": 40}
-    assert source.count_by_task(11) == {"search result": 40}
-    first = source.tasks(None, 20)
-    tasks = first + source.tasks(first[-1][0], COUNT)
+    assert source.count_by("task", 10) == {"fact checking": 10, "search result": 40}
+    assert source.count_by("task", 11) == {"search result": 40}
+    first = source.groups("task", None, 20)
+    tasks = first + source.groups("task", first[-1][0], COUNT)
     assert tasks == [(record.query_id, record.task_description) for record in records]
     some = records[::7]
     assert source.find({record.query_id for record in some}) == {record.query_id: record for record in some}
@@ -124,8 +128,30 @@ def test_records_go_by_their_positives(engine: Engine, run: Run) -> None:
     rest = source.without_positives(positives)
     assert rest.page(None, COUNT) == [record for record in records if record not in some]
     assert rest.page(records[10].query_id, 3) == [record for record in records[11:] if record not in some][:3]
-    assert rest.count() == sum(rest.count_by_task(1).values()) == COUNT - len(some)
+    assert rest.count() == sum(rest.count_by("task", 1).values()) == COUNT - len(some)
     assert source.count() == COUNT
+
+
+def test_records_go_by_the_kinds_of_their_queries(engine: Engine, run: Run) -> None:
+    source = LedgerRecords(engine, run.run_id, 1)
+    assert source.count_by("kind", 1) == {"sentence": 45, "title": 5}
+    titles = source.of_kinds(["title"])
+    assert titles.count() == 5
+    assert {name for _, name in titles.groups("kind", None, 99)} == {"title"}
+    some = [titles.page(None, 1)[0].positive.passage_id]
+    assert titles.without_positives(some).count() == 4
+    assert source.without_positives(some).of_kinds(["title", "sentence"]).count() == 49
+
+
+def test_a_record_has_its_whole_judged_list(engine: Engine, run: Run) -> None:
+    source = LedgerRecords(engine, run.run_id, 1)
+    for record in source.page(None, COUNT):
+        assert record.judged.passage_ids[0] == record.positive.passage_id
+        assert (record.judged.cosines, record.judged.ql_scores) == ((0.9, 0.8, 0.7), (-10.0, -30.0, -20.0))
+        assert not record.judged.decided
+        texts = source.passages(record.judged.passage_ids)
+        assert texts[record.negatives[0].passage_id] == record.negatives[0]
+        assert len(texts) == 3
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from services.trainer.config import TrainingConfig
 from services.trainer.data import TrainingData, open_data
@@ -139,7 +140,7 @@ def test_task_descriptions_that_stand_once_are_drawn_as_one(tmp_path: Path) -> N
     source = Records([replace(record, task_description=task) for record, task in zip(records, named, strict=True)])
     mixture = Mixture(sources=(FretSource(kind="fret", uniform_tasks=True),), max_steps=100)
     data = open_data(TrainingConfig(mixture=mixture, per_device_train_batch_size=6), source, tmp_path)
-    assert data.facts(100)["sources"]["fret"]["task_groups"] == 3
+    assert data.facts(100)["sources"]["fret"]["groups"] == 3
     task_of = {record.query_text: record.task_description for record in source.page(None, 210)}
     drawn = Counter(task_of[query].split()[0] for query in chain.from_iterable(queries(data)))
     assert {task: number / 600 for task, number in drawn.items()} == pytest.approx(
@@ -154,11 +155,32 @@ def test_a_few_strays_are_no_group_of_their_own(tmp_path: Path) -> None:
     source = Records([replace(record, task_description=task) for record, task in zip(records, named, strict=True)])
     mixture = Mixture(sources=(FretSource(kind="fret", uniform_tasks=True),), max_steps=100)
     data = open_data(TrainingConfig(mixture=mixture, per_device_train_batch_size=6), source, tmp_path)
-    assert data.facts(100)["sources"]["fret"]["task_groups"] == 2
+    assert data.facts(100)["sources"]["fret"]["groups"] == 2
     task_of = {record.query_text: record.task_description for record in source.page(None, 300)}
     drawn = Counter(task_of[query] for query in chain.from_iterable(queries(data)))
     assert drawn["often"] / 600 == pytest.approx(1 / 2, abs=0.06)
     assert drawn["once"] + drawn["and once"] < 12
+
+
+def test_fret_can_be_drawn_uniformly_over_kinds_of_queries_or_from_some_alone(tmp_path: Path) -> None:
+    records = make_records(40).page(None, 40)
+    named = [replace(each, query_text=f"{'title' if n < 4 else 'sentence'} {n}") for n, each in enumerate(records)]
+
+    def shares(**changes: object) -> dict[str, float]:
+        source = FretSource.model_validate({"kind": "fret", **changes})
+        mixture = Mixture(sources=(source,), max_steps=100)
+        made = TrainingConfig(mixture=mixture, per_device_train_batch_size=4)
+        folder = tmp_path / "-".join(sorted(changes)) / "x"
+        drawn = Counter(
+            query.split()[0] for query in chain.from_iterable(queries(open_data(made, Records(named), folder)))
+        )
+        return {kind: count / 400 for kind, count in drawn.items()}
+
+    assert shares() == pytest.approx({"title": 0.1, "sentence": 0.9}, abs=0.05)
+    assert shares(uniform_kinds=True) == pytest.approx({"title": 0.5, "sentence": 0.5}, abs=0.06)
+    assert shares(kinds=["title"]) == {"title": 1.0}
+    with pytest.raises(ValidationError, match="one of `uniform_tasks` and `uniform_kinds`"):
+        FretSource(kind="fret", uniform_tasks=True, uniform_kinds=True)
 
 
 def test_a_record_is_the_same_example_as_without_a_mixture(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def test_the_rest_is_all_but_what_is_held_out(count: int, held: int) -> None:
     everything = [record.query_id for record in source.page(None, count)]
     assert [record.query_id for record in held_out] == everything[:held]
     assert [record.query_id for record in rest.page(None, count)] == everything[held:]
-    assert [query_id for query_id, _ in rest.tasks(None, count)] == everything[held:]
-    assert rest.count() == count - held == sum(rest.count_by_task(1).values())
+    assert [query_id for query_id, _ in rest.groups("task", None, count)] == everything[held:]
+    assert rest.count() == count - held == sum(rest.count_by("task", 1).values())
     assert [record.query_id for record in rest.page(everything[held + 3], 2)] == everything[held + 4 : held + 6]
 
 
