@@ -178,6 +178,11 @@ class RunConfig(BaseModel):
         "the title is then taken out of what is trained on",
     )
     num_candidates: int = Field(20, ge=2, le=100, description="the paper's N")
+    candidates: Literal["hybrid", "dense"] = Field(
+        "hybrid",
+        description="hybrid: passages near to the query by the embedder's vectors and by BM25, in turn, so that some "
+        "are there that the embedder does not find by itself; dense: by the vectors alone, as in the paper",
+    )
     near_duplicate_cosine: float = Field(0.98, gt=0, le=1, description="queries this close count as one")
     shard_size: int = Field(32, ge=1, le=1024, description="items per shard")
     follows: UUID | None = Field(
@@ -222,12 +227,14 @@ class RunConfig(BaseModel):
     def sha256(self) -> str:
         """The hash of what decides the records: the shard size and what is taken over do not, so they are left out.
 
-        A setting that came later stands in it only where it is not the default: earlier hashes, and with them the ids
-        of queries, stay what they were.
+        A setting that came later stands in it only where it is not what runs had before: earlier hashes, and with them
+        the ids of queries, stay what they were.
         """
         content = self.model_dump(mode="json", exclude={"shard_size", "follows"})
         if self.labels.fusion == "rrf":
             del content["labels"]["fusion"]
         if not self.titles_as_queries:
             del content["titles_as_queries"]
+        if self.candidates == "dense":
+            del content["candidates"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

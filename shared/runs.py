@@ -18,6 +18,9 @@ from shared.schema import corpora, label_versions, runs
 from shared.settings import settings
 from shared.stages import Stage
 
+# what earlier runs had without saying so, where the default is another now
+_BEFORE = {"candidates": "dense"}
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -48,7 +51,7 @@ def find_run(connection: Connection, name_or_id: str | UUID) -> Run:
     row = connection.execute(query).mappings().one_or_none()
     if row is None:
         raise NotFoundError(f"there is no run {name_or_id!r}: `fretwork run list` shows the runs")
-    return Run(**{**row, "config": RunConfig(**row["config"])})
+    return Run(**{**row, "config": RunConfig(**{**_BEFORE, **row["config"]})})
 
 
 def draft_run(connection: Connection, corpus_name: str, config: RunConfig) -> Run:

@@ -1,7 +1,7 @@
 """The one tokeniser of the statistical teacher, and a corpus's frequencies in its terms.
 
-The import counts with it, the relabeler and the generator score with it: they must agree to the letter, so this is
-part of the contract. It is no model's tokeniser and stems nothing.
+The import counts with it, the generator, the retriever and the relabeler score with it: they must agree to the letter,
+so this is part of the contract. It is no model's tokeniser and stems nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 # Longer ones are hashes and base64; a database index also refuses what is longer than a third of a page.
 MAX_TERM_CHARS = 64
+
+K1, B = 1.2, 0.75  # of BM25: how fast repeats saturate, and how much length counts; Lucene's defaults
 
 _WORD = re.compile(r"[^\W_]+")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 
 from shared.masking import mask, verbatim_span
 from shared.records import Judgement, Passage
-from shared.terms import CorpusStatistics, passage_terms, terms
+from shared.terms import K1, B, CorpusStatistics, passage_terms, terms
 
 MU = 500.0  # terms of the corpus added to each passage; around 2,000 in the paper's newswire, less suits short passages
-K1, B = 1.2, 0.75  # how fast repeats saturate, and how much length counts; Lucene's defaults
 PROVENANCE = {"teacher": "offline", "ql": "dirichlet", "mu": MU, "rc": "bm25", "k1": K1, "b": B}
 DECIMALS = 6  # coarser than the last bit of a logarithm, which differs between machines
 

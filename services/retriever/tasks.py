@@ -10,15 +10,17 @@ from uuid import UUID
 import numpy as np
 from celery.signals import worker_init
 
-from services.retriever import duplicates, embed, neighbours, restore, vector_index
+from services.retriever import duplicates, embed, lexical, neighbours, restore, vector_index
 from services.retriever.save import save_candidates
 from shared import store
 from shared.celery_app import app
 from shared.database import engine
 from shared.errors import TransientError
 from shared.ledger import Claim
+from shared.records import TaskQuery
 from shared.runs import Run, find_run
 from shared.stages import ROUTES, Stage, task_name
+from shared.terms import CorpusStatistics
 from shared.worker import Output, perform
 
 
@@ -60,18 +62,25 @@ def _deadline(claim: Claim) -> float:
 def _index(claim: Claim) -> Output:
     run = _run(claim)
     collection = vector_index.passages_collection(run)
-    vector_index.ensure(collection, embed.dimension(run.config.embedder))
+    hybrid = run.config.candidates == "hybrid"
+    vector_index.ensure(collection, embed.dimension(run.config.embedder), lexical=hybrid)
     missing = vector_index.missing(collection, claim.item_ids)
-    if missing and run.config.follows is not None:
-        kept = restore.vectors_of_followed(run.config.follows, run.config.embedder, missing)
-        if kept:
-            vector_index.upsert(collection, list(kept), np.array(list(kept.values()), dtype=np.float32))
-            missing = [passage_id for passage_id in missing if passage_id not in kept]
-    if missing:
-        with engine().connect() as connection:
-            passages = store.load_passages(connection, run.corpus_id, missing)
-        vectors = embed.embed_passages(run.config.embedder, [passages[passage_id] for passage_id in missing])
-        vector_index.upsert(collection, missing, vectors)
+    if not missing:
+        return Output()
+    with engine().connect() as connection:
+        passages = store.load_passages(connection, run.corpus_id, missing)
+    vectors: dict[UUID, Any] = {}
+    if run.config.follows is not None:
+        vectors |= restore.vectors_of_followed(run.config.follows, run.config.embedder, missing)
+    new = [passage_id for passage_id in missing if passage_id not in vectors]
+    if new:
+        embedded = embed.embed_passages(run.config.embedder, [passages[passage_id] for passage_id in new])
+        vectors |= zip(new, embedded, strict=True)
+    mean_length = CorpusStatistics(run.passage_count, run.term_count, {}, {}).mean_length
+    # made anew also beside a vector that is taken over: the mean length is this corpus's
+    words = [lexical.passage_weights(passages[passage_id], mean_length) for passage_id in missing] if hybrid else None
+    stacked = np.array([vectors[passage_id] for passage_id in missing], dtype=np.float32)
+    vector_index.upsert(collection, missing, stacked, words)
     return Output()
 
 
@@ -85,14 +94,32 @@ def _retrieve(claim: Claim) -> Output:
     own = vector_index.queries_collection(run)
     vector_index.ensure(own, vectors.shape[1])
     vector_index.upsert(own, claim.item_ids, vectors)
-    found = vector_index.nearest(passages, vectors.tolist(), run.config.num_candidates, deadline)
+    limit = run.config.num_candidates
+    cosines = [dict(found) for found in vector_index.nearest(passages, vectors.tolist(), limit, deadline)]
+    chosen = [list(found) for found in cosines]
+    if run.config.candidates == "hybrid":
+        by_words = vector_index.nearest_by_words(passages, _words(run, asked), limit, deadline)
+        chosen = [
+            neighbours.merge(found, [passage_id for passage_id, _ in others], limit)
+            for found, others in zip(chosen, by_words, strict=True)
+        ]
     # a seed that could not be indexed has no vector, and its queries end in the relabeler with a reason
-    seeds = vector_index.vectors_of(passages, [query.seed_passage_id for query in asked])
+    looked_up = {query.seed_passage_id for query in asked}.union(
+        *(set(found) - known.keys() for found, known in zip(chosen, cosines, strict=True))
+    )
+    others = vector_index.vectors_of(passages, sorted(looked_up))
     candidates = {
-        query.query_id: neighbours.with_seed(nearest, query.seed_passage_id, vector, seeds.get(query.seed_passage_id))
-        for query, nearest, vector in zip(asked, found, vectors.tolist(), strict=True)
+        query.query_id: neighbours.candidates(found, query.seed_passage_id, known, vector, others)
+        for query, found, known, vector in zip(asked, chosen, cosines, vectors.tolist(), strict=True)
     }
     return Output(lambda connection: save_candidates(connection, run, candidates), survivors=claim.item_ids)
+
+
+def _words(run: Run, asked: Sequence[TaskQuery]) -> list[lexical.Weights]:
+    with engine().connect() as connection:
+        needed = lexical.needed_terms(query.query_text for query in asked)
+        statistics = store.load_statistics(connection, run, needed)
+    return [lexical.query_weights(query.query_text, statistics) for query in asked]
 
 
 def _recorded(run: Run, query_ids: Sequence[UUID]) -> list[UUID]:

@@ -54,7 +54,8 @@ def test_a_call_holds_no_more_than_a_server_can_bear(qdrant: SlowQdrant) -> None
     assert qdrant.points == [256, 256, 88]
 
     assert vector_index.nearest("points", [VECTOR] * 70, 20, inf) == [[]] * 70
-    assert qdrant.searches == [32, 32, 6]
+    assert vector_index.nearest_by_words("points", [{}, *[{7: 1.0}] * 70], 20, inf) == [[]] * 71
+    assert qdrant.searches == [32, 32, 6] * 2, "none of a query without words"
 
 
 @pytest.mark.usefixtures("engine")

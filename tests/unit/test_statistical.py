@@ -8,9 +8,9 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.relabeler.statistical import K1, MU, B, judge, needed_terms
+from services.relabeler.statistical import MU, judge, needed_terms
 from shared.records import Judgement, Passage
-from shared.terms import CorpusStatistics
+from shared.terms import K1, B, CorpusStatistics
 
 STATISTICS = CorpusStatistics(
     passage_count=100,
