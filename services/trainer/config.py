@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from services.trainer.mixture_config import FretSource, Mixture, PairSource, ScoredPairSource
+from services.trainer.mixture_config import FretSource, ListSource, Mixture, PairSource, ScoredPairSource
 from shared.list_scores import JudgedBy
 from shared.models import WHEEL_MODEL
 
@@ -156,7 +156,9 @@ class TrainingConfig(BaseModel):
             same_tower = source.same_tower_negatives
             if same_tower is None:
                 same_tower = settings.data.get("same_tower_negatives")
-            if not (source.in_batch_negatives or own or same_tower):
+            # a list's scores teach without any negative
+            listed = isinstance(source, ListSource) and settings.data.get("loss") != "contrastive"
+            if not (source.in_batch_negatives or own or same_tower or listed):
                 raise ValueError(
                     f"in_batch_negatives: false leaves the queries of the source {source.name} no negatives: it has "
                     "none of its own, or --no-hard-negatives leaves them out. Set its in_batch_negatives or "

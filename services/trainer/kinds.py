@@ -16,6 +16,7 @@ from typing import Any
 from services.trainer.lines import Where
 from services.trainer.mixture_config import (
     ClassificationSource,
+    ListSource,
     NliSource,
     PairSource,
     ScoredPairSource,
@@ -24,6 +25,7 @@ from services.trainer.mixture_config import (
 )
 from services.trainer.rows import Row
 from shared.errors import InvalidInputError
+from shared.list_scores import standardised
 
 NO_LABEL = -1  # what NLI and multiple-choice datasets write where nobody knows; elsewhere it is a label like any other
 
@@ -36,6 +38,15 @@ class TextExample:
     positive: str
     title: str = ""
     negatives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TextList:
+    """A query's passages, no two alike, and the teacher's score of each (mean 0, deviation 1), not all equal."""
+
+    query: str
+    passages: tuple[str, ...]
+    scores: tuple[float, ...]
 
 
 def text_examples(
@@ -67,6 +78,36 @@ def text_examples(
         negatives = tuple(text for text in negatives if text not in positives)
         for positive in positives:
             yield TextExample(query, positive, title, negatives)
+
+
+def scored_lists(source: ListSource, rows: Iterable[Row], dropped: Counter[str]) -> Iterator[TextList]:
+    """The lists of the rows, in order; what is left out is counted in `dropped`."""
+    fields = source.fields
+    for where, row in rows:
+        query = _text(where, row, fields.query)
+        passages = [text for name in fields.passages for text in _items(where, row, name)]
+        numbers = [
+            _as_number(where, name, value) for name in fields.scores for value in _as_list(_value(where, row, name))
+        ]
+        if len(passages) != len(numbers):
+            rule = f"a score for every passage is needed, and there are {len(passages)} in"
+            raise InvalidInputError(
+                *where, f"{rule} {', '.join(fields.passages)} and {len(numbers)} in {', '.join(fields.scores)}"
+            )
+        # a blank passage is none, and of one that stands there twice the first counts
+        listed: dict[str, float] = {}
+        for text, number in zip(passages, numbers, strict=True):
+            if text.strip():
+                listed.setdefault(text, number)
+        scores = standardised(list(listed.values()))
+        if not query:
+            dropped["no query"] += 1
+        elif len(listed) < 2:
+            dropped["fewer than two passages"] += 1
+        elif not any(scores):
+            dropped["all scores equal"] += 1
+        else:
+            yield TextList(query, tuple(listed), tuple(scores))
 
 
 def labelled_texts(
@@ -129,12 +170,20 @@ def _value(where: Where, row: dict[str, Any], column: str) -> Any:
 
 def _texts(where: Where, row: dict[str, Any], column: str) -> tuple[str, ...]:
     """The texts in a text or a list of texts; blank ones and null are none."""
-    value = _value(where, row, column)
-    texts = value if isinstance(value, list) else [value]
+    return tuple(text for text in _items(where, row, column) if text.strip())
+
+
+def _items(where: Where, row: dict[str, Any], column: str) -> list[str]:
+    """A text, or the texts of a list of them, blank ones too; null is a blank one."""
+    texts = _as_list(_value(where, row, column))
     for text in texts:
         if not isinstance(text, str | None):
             raise InvalidInputError(*where, f"{column} has to be a text, and is {type(text).__name__}: {text!r:.80}")
-    return tuple(text for text in texts if text and text.strip())
+    return [text or "" for text in texts]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _text(where: Where, row: dict[str, Any], column: str) -> str:
@@ -158,11 +207,14 @@ def _label(where: Where, row: dict[str, Any], column: str) -> str | None:
 
 
 def _number(where: Where, row: dict[str, Any], column: str, *, if_none: float = math.nan) -> float:
-    value = _value(where, row, column)
+    return _as_number(where, column, _value(where, row, column), if_none=if_none)
+
+
+def _as_number(where: Where, column: str, value: Any, *, if_none: float = math.nan) -> float:
     try:
         number = if_none if value is None else float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if math.isnan(number):
+    if not math.isfinite(number):
         raise InvalidInputError(*where, f"{column} has to be a number, and is {value!r:.80}")
     return number

@@ -10,7 +10,10 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import TypeVar
 from uuid import UUID
+
+T = TypeVar("T")
 
 SHARE_READ = 0.5  # passages a step encodes, as a share of queries × list length
 
@@ -67,7 +70,9 @@ def passages_read(
     """
     most = max(len(set(positives)), round(SHARE_READ * length * len(lists)))
     read = dict.fromkeys(positives)
-    wanted = [_wanted(members, of_members, length, rng) for members, of_members in zip(lists, scores, strict=True)]
+    wanted = [
+        members_wanted(members, of_members, length, rng) for members, of_members in zip(lists, scores, strict=True)
+    ]
     for turn in range(length):
         for members in wanted:
             if len(read) >= most:
@@ -77,7 +82,11 @@ def passages_read(
     return read
 
 
-def _wanted(members: Sequence[UUID], scores: Sequence[float], length: int, rng: random.Random) -> list[UUID]:
+def members_wanted(members: Sequence[T], scores: Sequence[float], length: int, rng: random.Random) -> list[T]:
+    """What one list wants, the best first: half of `length` its best, a quarter its last, the rest drawn from between.
+
+    Of equal scores the first counts as the better.
+    """
     best_first = [member for _, member in sorted(zip(scores, members, strict=True), key=lambda pair: -pair[0])]
     length = min(length, len(best_first))
     top, bottom = best_first[: length - length // 2], best_first[::-1][: length // 4]

@@ -164,7 +164,24 @@ class NliSource(_DatasetSource):
     contradiction: str | int = Field(2, description="the label of a hypothesis that contradicts")
 
 
-DatasetSource = PairSource | TripletSource | ClassificationSource | ScoredPairSource | NliSource
+class ListFields(_Frozen):
+    """Each column holds an item of the list or all of them; the passages of all columns are one list, as the scores."""
+
+    query: str = "query"
+    passages: tuple[str, ...] = Field(("passages",), min_length=1, description="each a text or a list of texts")
+    scores: tuple[str, ...] = Field(
+        ("scores",), min_length=1, description="each a number or a list of numbers, one for every passage"
+    )
+
+
+class ListSource(_DatasetSource):
+    """Queries with passages and a teacher's scores of them, on any scale: the highest is the positive."""
+
+    kind: Literal["list"]
+    fields: ListFields = ListFields()
+
+
+DatasetSource = PairSource | TripletSource | ClassificationSource | ScoredPairSource | NliSource | ListSource
 Source = Annotated[FretSource | DatasetSource, Field(discriminator="kind")]
 
 

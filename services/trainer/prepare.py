@@ -23,8 +23,21 @@ import orjson
 import pyarrow
 from datasets import Dataset
 
-from services.trainer.kinds import TextExample, hypotheses, labelled_texts, nli_examples, text_examples
-from services.trainer.mixture_config import ClassificationSource, DatasetSource, NliSource, ScoredPairSource
+from services.trainer.kinds import (
+    TextExample,
+    hypotheses,
+    labelled_texts,
+    nli_examples,
+    scored_lists,
+    text_examples,
+)
+from services.trainer.mixture_config import (
+    ClassificationSource,
+    DatasetSource,
+    ListSource,
+    NliSource,
+    ScoredPairSource,
+)
 from services.trainer.rows import Row, read_rows
 from shared.errors import InvalidInputError
 
@@ -33,6 +46,9 @@ BATCH = 1000  # rows written, and rows read in the order of an index, at once
 _TEXT = pyarrow.string()
 EXAMPLES = pyarrow.schema(
     [("query", _TEXT), ("positive", _TEXT), ("title", _TEXT), ("negatives", pyarrow.list_(_TEXT))]
+)
+LISTS = pyarrow.schema(
+    [("query", _TEXT), ("passages", pyarrow.list_(_TEXT)), ("scores", pyarrow.list_(pyarrow.float64()))]
 )
 _LABELLED = pyarrow.schema([("text", _TEXT)])
 _HYPOTHESES = pyarrow.schema([("premise", _TEXT), ("hypothesis", _TEXT), ("follows", pyarrow.bool_())])
@@ -64,6 +80,8 @@ def prepare(source: DatasetSource, folder: Path, on_rows: Callable[[int], None] 
         examples = sum(texts_by_label.values())
     elif isinstance(source, NliSource):
         examples = _write(file, EXAMPLES, map(asdict, _by_premise(folder, hypotheses(source, rows, dropped), dropped)))
+    elif isinstance(source, ListSource):
+        examples = _write(file, LISTS, map(asdict, scored_lists(source, rows, dropped)))
     else:
         examples = _write(file, EXAMPLES, map(asdict, text_examples(source, rows, dropped)))
     place = source.path or source.hub or ""

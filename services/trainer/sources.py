@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any, Protocol
 from uuid import uuid5
@@ -15,7 +16,8 @@ from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.draw import permuted
 from services.trainer.fret_records import Example, format_passage_text
 from services.trainer.kinds import TextExample
-from services.trainer.mixture_config import ClassificationSource, DatasetSource
+from services.trainer.lists import members_wanted
+from services.trainer.mixture_config import ClassificationSource, DatasetSource, ListSource
 from services.trainer.prepare import Prepared
 from shared.records import NAMESPACE, passage_id
 from shared.text_format import format_query
@@ -50,6 +52,8 @@ class DatasetExamples:
         if isinstance(self._source, ClassificationSource):
             return self._of_labels(numbers)
         rows = self._read([number for _, number in numbers])
+        if isinstance(self._source, ListSource):
+            return [self._of_list(row, *at) for row, at in zip(rows, numbers, strict=True)]
         return [
             write_example(self._source, self._config, self._some_negatives(row, *at))
             for row, at in zip(rows, numbers, strict=True)
@@ -61,6 +65,20 @@ class DatasetExamples:
         if len(negatives) > MOST_NEGATIVES:
             negatives = self._rng(epoch, number).sample(negatives, MOST_NEGATIVES)
         return TextExample(**{**row, "negatives": tuple(negatives)})
+
+    def _of_list(self, row: dict[str, Any], epoch: int, number: int) -> Example:
+        """As of one of FRet's lists (`batching`): the best is the positive, what is clearly below it a negative."""
+        source, config = self._source, self._config
+        rng = self._rng(epoch, number)
+        places = members_wanted(range(len(row["scores"])), row["scores"], config.list_length, rng)
+        texts, scores = [row["passages"][place] for place in places], [row["scores"][place] for place in places]
+        clearly_below = scores[0] - config.near_positive
+        negatives = tuple(text for text, score in zip(texts, scores, strict=True) if score < clearly_below)
+        example = write_example(source, config, TextExample(row["query"], texts[0], negatives=negatives))
+        if not config.reads_lists:
+            return example
+        candidates = tuple(write_target(source, config, text) for text in texts)
+        return replace(example, candidates=candidates, list_scores=tuple(scores))
 
     def _of_labels(self, numbers: Sequence[tuple[int, int]]) -> list[Example]:
         """A text, another of its label and one of another label; drawn anew in every epoch."""
@@ -88,6 +106,12 @@ class DatasetExamples:
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
+def write_target(source: DatasetSource, config: TrainingConfig, text: str, title: str = "") -> str:
+    if source.symmetric and config.prompts == Prompts.GECKO:
+        return format_query(source.task_description, text)
+    return format_passage_text(config.prompts, title, text)
+
+
 def write_example(
     source: DatasetSource, config: TrainingConfig, example: TextExample, label: str | None = None
 ) -> Example:
@@ -95,21 +119,17 @@ def write_example(
 
     The id of a labelled text's positive is its label's: what has that label too is no negative in the batch.
     """
-
-    def target(title: str, text: str) -> str:
-        if source.symmetric and config.prompts == Prompts.GECKO:
-            return format_query(source.task_description, text)
-        return format_passage_text(config.prompts, title, text)
-
     return Example(
         query=format_query(source.task_description, example.query)
         if config.prompts == Prompts.GECKO
         else example.query,
-        positive=target(example.title, example.positive),
+        positive=write_target(source, config, example.positive, example.title),
         positive_id=passage_id(example.title, example.positive)
         if label is None
         else uuid5(NAMESPACE, f"{source.name}\x1f{label}"),
-        negatives=tuple(target("", text) for text in example.negatives) if config.hard_negatives else (),
+        negatives=tuple(write_target(source, config, text) for text in example.negatives)
+        if config.hard_negatives
+        else (),
         same_tower_negatives=config.same_tower_negatives
         if source.same_tower_negatives is None
         else source.same_tower_negatives,

@@ -153,6 +153,8 @@ def test_a_mistake_in_an_option_is_told_by_its_name(tmp_path: Path, command: lis
         ("pair", [], None, True),
         ("pair", [], True, False),
         ("pair", ["--same-tower-negatives"], None, False),
+        ("list", ["--no-hard-negatives"], None, False),
+        ("list", ["--no-hard-negatives", "--loss", "contrastive"], None, True),
     ],
 )
 def test_a_source_that_is_left_no_negatives_is_refused(

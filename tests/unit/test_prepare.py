@@ -74,6 +74,36 @@ def test_scored_pairs(tmp_path: Path) -> None:
     assert dropped == {"score below min_score": 1}
 
 
+def test_lists(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"query": "a", "passages": ["b", "c", "d"], "scores": [2, "4", 6.0]},
+        {"query": "a", "passages": ["b", " ", "c", "b", None], "scores": [3, 9, 1, 8, 7]},
+        {"query": "", "passages": ["b", "c"], "scores": [1, 2]},
+        {"query": "a", "passages": ["b"], "scores": [1]},
+        {"query": "a", "passages": ["b", "b"], "scores": [1, 2]},
+        {"query": "a", "passages": ["b", "c"], "scores": [0.7, 0.7]},
+        {"query": "a", "passages": [], "scores": []},
+    ]
+    examples, dropped = prepared(tmp_path, "list", rows)
+    deviation = 1.5**0.5  # of 2, 4, 6 in units of 2
+    assert [(row["query"], row["passages"]) for row in examples] == [("a", ["b", "c", "d"]), ("a", ["b", "c"])]
+    # a blank passage goes with its score, and a text counts where it stands first
+    assert [row["scores"] for row in examples] == [pytest.approx([-deviation, 0, deviation]), [1, -1]]
+    assert dropped == {"no query": 1, "fewer than two passages": 3, "all scores equal": 1}
+
+
+def test_a_list_over_several_columns(tmp_path: Path) -> None:
+    rows = [{"query": "a", "pos": ["b"], "neg": ["c", "d"], "pos_scores": [1], "neg_scores": [0, -1]}]
+    fields = {"passages": ["pos", "neg"], "scores": ["pos_scores", "neg_scores"]}
+    (listed,), _ = prepared(tmp_path, "list", rows, fields=fields)
+    assert (listed["passages"], sorted(listed["scores"], reverse=True)) == (["b", "c", "d"], listed["scores"])
+    columns = {"query": "a", "first": "b", "second": "c", "of_both": [1, 3]}
+    (tmp_path / "flat").mkdir()
+    fields = {"passages": ["first", "second"], "scores": ["of_both"]}
+    (flat,), _ = prepared(tmp_path / "flat", "list", [columns], fields=fields)
+    assert flat == {"query": "a", "passages": ["b", "c"], "scores": [-1, 1]}
+
+
 def test_nli_is_grouped_by_premise_wherever_its_rows_stand(tmp_path: Path) -> None:
     said = [
         ("p", "follows 1", 0),
@@ -124,14 +154,17 @@ def test_texts_lie_together_by_label(tmp_path: Path) -> None:
     assert dropped == {"no text": 1, "no label": 1, "the only text of its label": 1}
 
 
-@pytest.mark.parametrize("kind", ["pair", "classification", "nli"])
+@pytest.mark.parametrize("kind", ["pair", "classification", "nli", "list"])
 def test_memory_does_not_grow_with_the_dataset(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare_module, "BATCH", 200)
 
     def peak_bytes(count: int) -> int:
         """The most that Python and numpy hold at once, and what Arrow keeps, of so many rows of 400 characters."""
         rows = (
-            {"query": text, "positive": text, "text": text, "premise": text, "hypothesis": text, "label": n % 2 * 2}
+            {
+                **{"query": text, "positive": text, "text": text, "premise": text, "hypothesis": text},
+                **{"label": n % 2 * 2, "passages": [text, "x"], "scores": [1, 2]},
+            }
             for n in range(count)
             for text in [f"{n} ".ljust(400, "x")]
         )
@@ -171,6 +204,23 @@ def test_memory_does_not_grow_with_the_dataset(tmp_path: Path, kind: str, monkey
         ),
         ("classification", {}, {"text": "a", "label": 0.5}, "label has to be a text or an integer, and is 0.5"),
         ("nli", {}, {"premise": "a", "hypothesis": "b", "gold_label": 0}, "no column 'label'"),
+        (
+            "list",
+            {},
+            {"query": "a", "passages": ["b", 1], "scores": [1, 2]},
+            "passages has to be a text, and is int: 1",
+        ),
+        ("list", {}, {"query": "a", "passages": ["b"], "scores": ["x"]}, "scores has to be a number, and is 'x'"),
+        ("list", {}, {"query": "a", "passages": ["b"], "scores": [None]}, "scores has to be a number, and is None"),
+        ("list", {}, {"query": "a", "passages": ["b"], "scores": [[1]]}, r"scores has to be a number, and is \[1\]"),
+        ("list", {}, {"query": "a", "passages": ["b"], "scores": ["inf"]}, "scores has to be a number, and is 'inf'"),
+        (
+            "list",
+            {},
+            {"query": "a", "passages": ["b", "c"], "scores": [1]},
+            "a score for every passage is needed, and there are 2 in passages and 1 in scores",
+        ),
+        ("list", {}, {"query": "a", "texts": ["b"], "scores": [1]}, "no column 'passages', only 'query', 'texts', 'sc"),
         ("pair", {}, {"query;positive": "a;b"}, "one column, 'query;positive': set `delimiter: \";\"`"),
     ],
 )
@@ -183,6 +233,7 @@ def test_a_row_of_the_wrong_form_is_refused_with_its_place(
         "scored-pair": {"sentence1": "a", "sentence2": "b", "score": 5},
         "classification": {"text": "a", "label": 1},
         "nli": {"premise": "a", "hypothesis": "b", "label": 0},
+        "list": {"query": "a", "passages": ["b", "c"], "scores": [1, 2]},
     }
     with pytest.raises(InvalidInputError, match=rule) as caught:
         prepared(tmp_path, kind, [good[kind], row], **values)

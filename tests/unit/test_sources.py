@@ -13,8 +13,14 @@ from services.trainer.config import TrainingConfig
 from services.trainer.fret_records import Example
 from services.trainer.prepare import load_prepared, prepare
 from services.trainer.sources import DatasetExamples
+from shared.records import passage_id
 from tests.unit.datasets_in_files import LABELLED, dataset_source, jsonl
 
+LIST: dict[str, Any] = {
+    "query": "q",
+    "passages": [f"p {n}" for n in range(30)],
+    "scores": [n % 30 for n in range(7, 37)],
+}
 TRIPLETS = [{"query": f"q {n}", "positive": f"p {n}", "negative": f"n {n}"} for n in range(23)]
 
 
@@ -116,3 +122,37 @@ def test_of_many_negatives_three_are_drawn_anew_in_every_epoch(tmp_path: Path) -
 def test_in_batch_negatives_can_be_off_for_a_source(tmp_path: Path) -> None:
     source = opened(tmp_path, "triplet", TRIPLETS, in_batch_negatives=False)
     assert {example.in_batch_negatives for example in source.examples(range(4))} == {False}
+
+
+def test_of_a_long_list_the_best_the_last_and_others_drawn_anew_are_read(tmp_path: Path) -> None:
+    source = opened(tmp_path, "list", [LIST], {"prompts": "none", "list_length": 8})
+    epochs = [source.examples([epoch])[0] for epoch in range(20)]
+    score_of = dict(zip(LIST["passages"], LIST["scores"], strict=True))
+    for example in epochs:
+        scores = [score_of[text] for text in example.candidates]
+        assert len(set(example.candidates)) == 8
+        assert {29, 28, 27, 26, 0, 1} <= set(scores)
+        # standardised over the whole list, of which the numbers from 0 to 29 have these
+        deviation = ((30**2 - 1) / 12) ** 0.5
+        assert example.list_scores == pytest.approx([(score - 14.5) / deviation for score in scores])
+        assert score_of[example.positive] == 29
+        assert example.positive == example.candidates[0]
+        # half a deviation below the best is a little more than four
+        assert set(example.negatives) == {text for text in example.candidates if score_of[text] < 24.7}
+    assert len(set(chain.from_iterable(example.candidates for example in epochs))) > 20
+    assert source.examples([7]) == [epochs[7]]
+
+
+def test_a_short_list_is_read_whole_and_the_first_of_the_best_is_its_positive(tmp_path: Path) -> None:
+    rows = [{"query": "q", "passages": ["low", "best", "equal"], "scores": [0, 2, 2]}]
+    (example,) = opened(tmp_path, "list", rows).examples([0])
+    assert example.positive == "title: none | text: best"
+    assert set(example.candidates) == {f"title: none | text: {text}" for text in ("low", "best", "equal")}
+    assert example.negatives == ("title: none | text: low",)
+    assert example.positive_id == passage_id("", "best")
+
+
+def test_without_a_listwise_loss_a_list_is_a_positive_with_negatives(tmp_path: Path) -> None:
+    (example,) = opened(tmp_path, "list", [LIST], {"loss": "contrastive", "prompts": "none"}).examples([0])
+    assert (example.candidates, example.list_scores) == ((), ())
+    assert len(example.negatives) == 4
