@@ -20,7 +20,9 @@ from tests.one_process import results, services_on, work
 # Qdrant's own, of a parameter that a server heeds
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning")
 
-SEED = "The orchestra rehearsed the slow movement all morning. The second violins missed their entry in the slow movement."
+SEED = (
+    "The orchestra rehearsed the slow movement all morning. Twice the violins missed their entry in the slow movement."
+)
 SAME_WORDS = "Ice under pressure: the slow movement of a glacier, its second entry into the valley, and moraines."
 OTHERS = (
     "A string quartet plays two violins, a viola and a cello.",
