@@ -20,8 +20,14 @@ def export(
         ExportFormat,
         typer.Option(
             "--format",
-            help="parquet and jsonl: all columns; sentence-transformers: anchor, positive, negative; bge: a line per "
-            "query, for FlagEmbedding; beir: a folder of corpus, queries and qrels",
+            metavar="FORMAT",
+            help="parquet or jsonl: all columns;\n\n"
+            "sentence-transformers: anchor, positive, negative;\n\n"
+            "sentence-transformers-kl: a query's whole list with the teacher's scores, for DistillKLDivLoss;\n\n"
+            "sentence-transformers-margin-mse: the same with margins, for MarginMSELoss;\n\n"
+            "bge: a line per query, for FlagEmbedding;\n\n"
+            "bge-lists: the same with the whole list and its scores;\n\n"
+            "beir: a folder of corpus, queries and qrels",
         ),
     ] = ExportFormat.PARQUET,
     label_version: Annotated[int, typer.Option(help="which labelling of the run's queries")] = 1,

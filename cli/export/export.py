@@ -16,11 +16,11 @@ from uuid import UUID, uuid4
 import orjson
 from sqlalchemy import Connection, Engine, func, select
 
-from cli.export import beir, bge
+from cli.export import beir, bge, lists
 from cli.export.card import render_card
 from cli.export.parquet_jsonl import SCHEMA, write_jsonl, write_parquet
-from cli.export.rows import ExportRow, read_rows, with_masked
-from cli.export.sentence_transformers import triplet_columns, write_triplets
+from cli.export.rows import BATCH_LISTS, BATCH_RECORDS, ExportRow, read_rows, with_masked
+from cli.export.sentence_transformers import list_columns, margins, triplet_columns, write_lists, write_triplets
 from shared.durably import rename_durably
 from shared.errors import InvalidInputError, NotFoundError
 from shared.labels import find_policy
@@ -36,13 +36,26 @@ class ExportFormat(StrEnum):
     PARQUET = "parquet"
     JSONL = "jsonl"
     SENTENCE_TRANSFORMERS = "sentence-transformers"
+    SENTENCE_TRANSFORMERS_KL = "sentence-transformers-kl"
+    SENTENCE_TRANSFORMERS_MARGIN_MSE = "sentence-transformers-margin-mse"
     BGE = "bge"
+    BGE_LISTS = "bge-lists"
     BEIR = "beir"
 
     @property
     def masked_spans(self) -> str:
         """Whether the texts are without their verbatim spans, or the data names them."""
-        return "applied" if self in (ExportFormat.SENTENCE_TRANSFORMERS, ExportFormat.BGE) else "named"
+        of_pairs = self in (ExportFormat.SENTENCE_TRANSFORMERS, ExportFormat.BGE)
+        return "applied" if of_pairs or self.whole_lists else "named"
+
+    @property
+    def whole_lists(self) -> bool:
+        """Whether it has every candidate of a record, with the teacher's score of each."""
+        return self in (
+            ExportFormat.SENTENCE_TRANSFORMERS_KL,
+            ExportFormat.SENTENCE_TRANSFORMERS_MARGIN_MSE,
+            ExportFormat.BGE_LISTS,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +123,19 @@ def _num_negatives(connection: Connection, run: Run, label_version: int) -> int:
     return int(found)
 
 
+def _list_lengths(connection: Connection, run: Run, label_version: int) -> dict[int, int]:
+    """Numbers of candidates, each with how many records have so many."""
+    records, length = reviewed_records(run.run_id, label_version), func.cardinality(queries.c.candidate_ids)
+    statement = (
+        select(length, func.count())
+        .join_from(
+            records, queries, (queries.c.run_id == records.c.run_id) & (queries.c.query_id == records.c.query_id)
+        )
+        .group_by(length)
+    )
+    return {row[0]: row[1] for row in connection.execute(statement)}
+
+
 def _task_descriptions(connection: Connection, run_id: UUID, label_version: int) -> list[tuple[str, int]]:
     count = func.count().label("records")
     records = reviewed_records(run_id, label_version)
@@ -133,15 +159,30 @@ def _write_data(
     num_negatives: int,
     folder: Path,
 ) -> _Data:
+    counts, left_out, columns = Counter[str](), Counter[str](), SCHEMA.names
+    shortest, longest = lists.SHORTEST, None
+    if export_format in (ExportFormat.SENTENCE_TRANSFORMERS_KL, ExportFormat.SENTENCE_TRANSFORMERS_MARGIN_MSE):
+        shortest = longest = lists.common_length(_list_lengths(connection, run, label_version))
+
     def reason(row: ExportRow) -> str | None:
         if export_format == ExportFormat.SENTENCE_TRANSFORMERS and len(row["negative_ids"]) < num_negatives:
             return "too_few_negatives"
-        return "empty_when_masked" if not all(row.get("masked", ())) else None
+        if not all(row.get("masked", ())):
+            return "empty_when_masked"
+        return "too_few_candidates" if export_format.whole_lists and len(row["masked"]) < shortest else None
 
-    counts, left_out, columns = Counter[str](), Counter[str](), SCHEMA.names
-    rows = read_rows(connection, run.run_id, run.corpus_id, label_version)
+    rows = read_rows(
+        connection,
+        run.run_id,
+        run.corpus_id,
+        label_version,
+        whole_lists=export_format.whole_lists,
+        batch_records=BATCH_LISTS if export_format.whole_lists else BATCH_RECORDS,
+    )
     if export_format.masked_spans == "applied":
         rows = with_masked(rows)
+    if export_format.whole_lists:
+        rows = lists.shown_lists(rows, longest)
     batches = _counted(_without(rows, reason, left_out), counts)
     match export_format:
         case ExportFormat.PARQUET:
@@ -151,7 +192,13 @@ def _write_data(
         case ExportFormat.SENTENCE_TRANSFORMERS:
             columns = triplet_columns(num_negatives)
             write_triplets(batches, folder / "train.parquet", num_negatives)
-        case ExportFormat.BGE:
+        case ExportFormat.SENTENCE_TRANSFORMERS_KL:
+            columns = list_columns(shortest)
+            write_lists(batches, folder / "train.parquet", shortest, list)
+        case ExportFormat.SENTENCE_TRANSFORMERS_MARGIN_MSE:
+            columns = list_columns(shortest)
+            write_lists(batches, folder / "train.parquet", shortest, margins)
+        case ExportFormat.BGE | ExportFormat.BGE_LISTS:
             columns = bge.COLUMNS
             bge.write_bge(batches, folder / "train.jsonl")
         case ExportFormat.BEIR:

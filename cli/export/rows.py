@@ -6,14 +6,15 @@ than one is in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Text, bindparam, cast, select
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from shared.masking import copied_span, mask, mask_titles
+from shared.list_scores import decided, list_scores
+from shared.masking import Span, copied_span, mask, mask_titles
 from shared.records import Passage
 from shared.reviews import reviewed_records
 from shared.schema import queries
@@ -21,14 +22,24 @@ from shared.store import load_passages
 from shared.text_format import plain_passage
 
 BATCH_RECORDS = 500
+BATCH_LISTS = 50  # records with all their candidates, of which each has some twenty
 
 ExportRow = dict[str, Any]  # the columns of parquet_jsonl.SCHEMA; ids as text, spans as [start, end] or None
 
 
 def read_rows(
-    connection: Connection, run_id: UUID, corpus_id: UUID, label_version: int, batch_records: int = BATCH_RECORDS
+    connection: Connection,
+    run_id: UUID,
+    corpus_id: UUID,
+    label_version: int,
+    *,
+    whole_lists: bool = False,
+    batch_records: int = BATCH_RECORDS,
 ) -> Iterator[list[ExportRow]]:
-    """Batches of rows in the order of their query ids; open the connection at REPEATABLE READ to see one moment."""
+    """Batches of rows in the order of their query ids; open the connection at REPEATABLE READ to see one moment.
+
+    With `whole_lists` all other candidates are a record's negatives, and `scores` has the teacher's score of each.
+    """
     of_version = reviewed_records(run_id, label_version)
     columns: dict[str, ColumnElement[Any]] = {column.name: column for column in (*queries.c, *of_version.c)}
     # most of a row's values: made into UUIDs, only to be written as text again, they would double an export's time
@@ -45,15 +56,37 @@ def read_rows(
     while records := connection.execute(page, {"after": after}).all():
         after = records[-1].query_id
         wanted = {id_ for each in records for id_ in (each.seed_passage_id, each.positive_id, *each.negative_ids)}
+        if whole_lists:
+            wanted.update(UUID(id_) for each in records for id_ in each.candidate_ids)
         texts = load_passages(connection, corpus_id, wanted)
-        yield [_row(record, texts) for record in records]
+        if whole_lists:
+            yield [_whole_list(record, texts) for record in records]
+        else:
+            yield [_row(record, texts, record.negative_ids, record.negative_spans) for record in records]
 
 
-def _row(record: Any, texts: dict[UUID, Passage]) -> ExportRow:
+def _whole_list(record: Any, texts: dict[UUID, Passage]) -> ExportRow:
+    """The row with all other candidates as its negatives, the best first; in `scores` the positive's is the first."""
+    place = {UUID(id_): index for index, id_ in enumerate(record.candidate_ids)}
+    ids, positive = list(place), place[record.positive_id]
+    scores = list_scores(
+        record.candidate_scores, record.ql_scores, record.rc_scores, judged_by="both", retriever_weight=1.0
+    )
+    if record.review is not None:
+        scores = decided(scores, positive)
+    others = sorted((index for index in place.values() if index != positive), key=lambda index: -scores[index])
+    spans = [copied_span(record.query_text, texts[ids[index]].text) for index in others]
+    row = _row(record, texts, [ids[index] for index in others], spans)
+    return row | {"scores": [scores[index] for index in (positive, *others)]}
+
+
+def _row(
+    record: Any, texts: dict[UUID, Passage], negative_ids: Sequence[UUID], negative_spans: Sequence[Span | None]
+) -> ExportRow:
     place = {id_: index for index, id_ in enumerate(record.candidate_ids)}
     positive, positive_at = texts[record.positive_id], place[str(record.positive_id)]
-    negatives = [texts[id_] for id_ in record.negative_ids]
-    negatives_at = [place[str(id_)] for id_ in record.negative_ids]
+    negatives = [texts[id_] for id_ in negative_ids]
+    negatives_at = [place[str(id_)] for id_ in negative_ids]
     return {
         "query_id": str(record.query_id),
         "task_description": record.task_description,
@@ -77,11 +110,11 @@ def _row(record: Any, texts: dict[UUID, Passage]) -> ExportRow:
         "positive_fused_score": record.positive_fused_score,
         "seed_fused_score": record.seed_fused_score,
         "review": record.review,
-        "negative_ids": [str(id_) for id_ in record.negative_ids],
+        "negative_ids": [str(id_) for id_ in negative_ids],
         "negative_source_ids": [negative.source_id for negative in negatives],
         "negative_titles": [negative.title for negative in negatives],
         "negative_texts": [negative.text for negative in negatives],
-        "negative_spans": record.negative_spans,
+        "negative_spans": negative_spans,
         "negative_title_spans": [_title_span(record, negative) for negative in negatives],
         "negative_ranks": [at + 1 for at in negatives_at],
         "negative_scores": [record.candidate_scores[at] for at in negatives_at],
