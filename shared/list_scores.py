@@ -12,8 +12,9 @@ knows what the judges do not: over SciFact's and Cranfield's development queries
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from statistics import fmean, pstdev
+from statistics import fmean
 from typing import Literal
 
 JudgedBy = Literal["both", "ql", "rc", "ranks"]
@@ -55,7 +56,8 @@ def standardised(values: Sequence[float]) -> list[float]:
     """The values with mean 0 and deviation 1; all 0 where they are equal, as far as a float can tell."""
     if not values:
         return []
-    mean, deviation = fmean(values), pstdev(values)
+    mean = fmean(values)
+    deviation = math.sqrt(fmean((value - mean) ** 2 for value in values))  # pstdev takes a hundred times as long
     if deviation <= 1e-9 * max(1.0, abs(mean)):
         return [0.0] * len(values)
     return [(value - mean) / deviation for value in values]

@@ -52,6 +52,7 @@ def train(
     list_loss: Annotated[ListLoss, typer.Option(help=described("list_loss"))] = DEFAULTS.list_loss,
     judged_by: Annotated[JudgedBy, typer.Option(help=described("judged_by"))] = DEFAULTS.judged_by,
     retriever_weight: Annotated[float, typer.Option(help=described("retriever_weight"))] = DEFAULTS.retriever_weight,
+    positive_bonus: Annotated[float, typer.Option(help=described("positive_bonus"))] = DEFAULTS.positive_bonus,
     teacher_temperature: Annotated[
         float, typer.Option(help=described("teacher_temperature"))
     ] = DEFAULTS.teacher_temperature,
@@ -101,6 +102,7 @@ def train(
         list_loss=list_loss,
         judged_by=judged_by,
         retriever_weight=retriever_weight,
+        positive_bonus=positive_bonus,
         teacher_temperature=teacher_temperature,
         near_positive=near_positive,
         hard_negatives=hard_negatives,

@@ -109,7 +109,11 @@ def teacher_scores(record: Record, config: TrainingConfig) -> list[float]:
         judged_by=config.judged_by,
         retriever_weight=config.retriever_weight,
     )
-    return decided(scores, judged.passage_ids.index(record.positive.passage_id)) if judged.decided else scores
+    positive = judged.passage_ids.index(record.positive.passage_id)
+    if judged.decided:
+        scores = decided(scores, positive)
+    scores[positive] += config.positive_bonus
+    return scores
 
 
 def _listed(

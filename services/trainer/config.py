@@ -73,8 +73,14 @@ class TrainingConfig(BaseModel):
     retriever_weight: float = Field(
         1.0, ge=0, description="what the retriever's own score weighs in the teacher's, beside the judges' 1"
     )
+    positive_bonus: float = Field(
+        1.0,
+        ge=0,
+        description="deviations that the record's positive is raised by in the teacher's scores: the query was written "
+        "from it, or the judge put it first",
+    )
     teacher_temperature: float = Field(
-        1.0, gt=0, description="of the teacher's distribution, whose scores have a deviation of 1 within a list"
+        0.2, gt=0, description="of the teacher's distribution, whose scores have a deviation of 1 within a list"
     )
     near_positive: float = Field(
         0.5,

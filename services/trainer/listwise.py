@@ -1,12 +1,15 @@
 """Losses over a query's whole judged list: the student's cosines are drawn to the teacher's scores. No encoder here.
 
-    kl          Σ_k t_k (log t_k − log s_k),  t = softmax(z / T),  s = softmax(cosines / τ)
-    margin-mse  the mean over all pairs (k, l) of ((c_k − c_l) − m (z_k − z_l))²
+    kl          Σ_k t_k (log t_k − log s_k),  t = softmax(z / T),  s = softmax(c / τ),  over all passages of the batch
+    margin-mse  the mean over all pairs (k, l) of a list of ((c_k − c_l) − m (z_k − z_l))²
 
 z are the teacher's scores of the query's candidates, standardised (`shared/list_scores.py`), c the student's cosines, τ
-its temperature, T the teacher's, m what one standard deviation is worth as a cosine. Both are means over the queries,
-and weighted sums over the Matryoshka dimensions. KL over a list: CADET (Tamber et al., arXiv 2505.19274); margins:
-Hofstätter et al., arXiv 2010.02666, there of one positive and one negative, here of every pair of a list.
+its temperature, T the teacher's, m what one standard deviation is worth as a cosine. For KL a passage that is in the
+batch and no candidate of the query has the z of its last one: no retriever brought it. Without those the divergence
+says nothing of where a query stands among all else, and training moves it there (docs/decisions.md). Both are means
+over the queries, and weighted sums over the Matryoshka dimensions. KL over a list: CADET (Tamber et al., arXiv
+2505.19274); margins: Hofstätter et al., arXiv 2010.02666, there of one positive and one negative, here of every pair
+of a list.
 """
 
 from __future__ import annotations
@@ -50,24 +53,28 @@ def listwise_loss(
     """
     mine, there = members[rows].clamp(min=0), members[rows] >= 0  # (R, K)
     wanted = scores[rows].to(queries.dtype)
+    teacher = _over_all(wanted / teacher_temperature, mine, there, len(passages)) if form == "kl" else wanted
+    is_list = (there.sum(dim=-1) > 1).to(queries.dtype)  # (R,)
     total = queries.new_zeros(())
     for dim, weight in weight_by_dim.items():
         asked, found = F.normalize(queries[rows, :dim], dim=-1), F.normalize(passages[:, :dim], dim=-1)
-        cosines = (asked @ found.T).gather(1, mine)  # (R, K)
+        cosines = asked @ found.T  # (R, P)
         if form == "kl":
-            of_rows = _divergence(cosines / temperature, wanted / teacher_temperature, there)
+            log_t, log_s = teacher.log_softmax(dim=-1), (cosines / temperature).log_softmax(dim=-1)
+            of_rows = (log_t.exp() * (log_t - log_s)).sum(dim=-1)
         else:
-            of_rows = _margin_error(cosines, COSINE_OF_A_DEVIATION * wanted, there)
-        total = total + weight * of_rows.sum() / len(queries)
+            of_rows = _margin_error(cosines.gather(1, mine), COSINE_OF_A_DEVIATION * teacher, there)
+        total = total + weight * (is_list * of_rows).sum() / len(queries)
     return total
 
 
-def _divergence(student: Tensor, teacher: Tensor, there: Tensor) -> Tensor:
-    """KL(teacher ‖ student) of each row's softmax over the entries that are there: (R,)."""
-    # the lowest number and not -inf: a row without any entry would be 0 / 0
-    lowest = torch.finfo(student.dtype).min
-    log_t, log_s = (logits.masked_fill(~there, lowest).log_softmax(dim=-1) for logits in (teacher, student))
-    return (log_t.exp() * (log_t - log_s)).masked_fill(~there, 0.0).sum(dim=-1)
+def _over_all(scores: Tensor, members: Tensor, there: Tensor, passages: int) -> Tensor:
+    """The scores (R, K) of each row's members as (R, P); every other passage has the row's lowest one."""
+    lowest = scores.masked_fill(~there, torch.inf).amin(dim=-1, keepdim=True)  # (R, 1); of an empty row inf
+    over_all = torch.where(lowest.isinf(), 0.0, lowest).expand(-1, passages).contiguous()
+    # what is not there is written over a column too many, so that it hides no member
+    over_all = F.pad(over_all, (0, 1))
+    return over_all.scatter(1, torch.where(there, members, passages), scores)[:, :passages]
 
 
 def _margin_error(student: Tensor, teacher: Tensor, there: Tensor) -> Tensor:

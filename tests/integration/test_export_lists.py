@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 from uuid import UUID
 
@@ -213,17 +214,19 @@ def test_its_divergence_is_this_trainers_own(ledger: Ledger, tmp_path: Path) -> 
     scores = torch.tensor([row["label"] for row in rows])
 
     theirs = said["loss"].compute_loss_from_embeddings(embeddings, scores)
-    passages_ = torch.stack(embeddings[1:], dim=1).flatten(0, 1)
-    members = torch.arange(len(passages_)).view(len(rows), -1)
-    ours = listwise_loss(
-        embeddings[0],
-        passages_,
-        members,
-        scores,
-        form="kl",
-        temperature=0.05,
-        teacher_temperature=1.0,
-        weight_by_dim={embeddings[0].shape[1]: 1.0},
+    # theirs knows no other passages of the batch, so ours gets a batch of one query
+    ours = fmean(
+        listwise_loss(
+            query[None],
+            torch.stack(passages),
+            torch.arange(len(passages))[None],
+            of_query[None],
+            form="kl",
+            temperature=0.05,
+            teacher_temperature=1.0,
+            weight_by_dim={len(query): 1.0},
+        ).item()
+        for query, *passages, of_query in zip(*embeddings, scores, strict=True)
     )
     assert float(theirs) == pytest.approx(float(ours), rel=1e-5)
 

@@ -63,7 +63,7 @@ def run(engine: Engine, tmp_path: Path) -> Run:
 
 def of_an_export(engine: Engine, run: Run) -> int:
     with engine.connect() as connection:
-        return sum(map(len, read_rows(connection, run.run_id, run.corpus_id, 1, PAGE)))
+        return sum(map(len, read_rows(connection, run.run_id, run.corpus_id, 1, batch_records=PAGE)))
 
 
 def of_a_training(engine: Engine, run: Run) -> int:

@@ -84,7 +84,7 @@ def record(n: int, candidates: Sequence[int], chosen: int, **changes: object) ->
     return Record(**{**values, "positive": passage(chosen), "judged": judged, **changes})  # type: ignore[arg-type]
 
 
-CONFIG = TrainingConfig(prompts="none", mask_probability=1.0, per_device_train_batch_size=2)
+CONFIG = TrainingConfig(prompts="none", mask_probability=1.0, per_device_train_batch_size=2, positive_bonus=0.0)
 
 
 def listed(records: Sequence[Record], others: Sequence[Passage], config: TrainingConfig = CONFIG) -> list[Example]:
@@ -142,6 +142,12 @@ def test_a_persons_decision_outweighs_the_teacher() -> None:
     of_person = record(0, [1, 2, 3, 4], 4, judged=replace(of_teacher.judged, decided=True))
     scores = teacher_scores(of_person, CONFIG)
     assert scores.index(max(scores)) == 3
+
+
+def test_the_positive_is_raised_by_its_bonus() -> None:
+    one = record(0, [1, 2, 3, 4], 2)
+    plain, raised = (teacher_scores(one, CONFIG.model_copy(update={"positive_bonus": bonus})) for bonus in (0.0, 0.75))
+    assert raised == pytest.approx([plain[0], plain[1] + 0.75, *plain[2:]])
 
 
 @pytest.mark.parametrize("loss", ["contrastive", "listwise", "both"])

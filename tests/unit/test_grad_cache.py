@@ -6,7 +6,6 @@ import multiprocessing
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -130,10 +129,10 @@ def test_a_process_tokenizes_its_own_share_alone(base: str, monkeypatch: pytest.
 
 
 def plain_gradient(base: str, loss: str = "both") -> tuple[float, dict[str, torch.Tensor]]:
-    """All at once and each text as often as it stands there, by autograd alone."""
+    """All at once, and for the contrastive part each text as often as it stands there, by autograd alone."""
     model, batch, chosen = ready_for_training(load_model(base)), examples(), config(base, loss=loss)
     texts = [e.positive for e in batch] + [text for e in batch for text in e.negatives]
-    listed = [text for e in batch for text in e.candidates]
+    listed = list(dict.fromkeys(text for e in batch for text in (e.positive, *e.negatives, *e.candidates)))
     queries = encode(model, tokenize(model, [e.query for e in batch], 16))
     positives, negatives = encode(model, tokenize(model, texts, 48)).tensor_split((EXAMPLES,))
     ids = [e.positive_id for e in batch]
@@ -155,18 +154,15 @@ def plain_gradient(base: str, loss: str = "both") -> tuple[float, dict[str, torc
         weight_by_dim=WEIGHTS,
         left_out=torch.tensor(near),
     )
-    starts = [0, *accumulate(len(e.candidates) for e in batch)]
     width = max(len(e.candidates) for e in batch)
     listwise = listwise_loss(
         queries,
         encode(model, tokenize(model, listed, 48)),
-        torch.tensor(
-            [[*range(start, end), *[-1] * (width - end + start)] for start, end in pairwise(starts)],
-        ),
+        torch.tensor([[*map(listed.index, e.candidates), *[-1] * (width - len(e.candidates))] for e in batch]),
         torch.tensor([[*e.list_scores, *[0.0] * (width - len(e.list_scores))] for e in batch]),
         form="kl",
         temperature=0.05,
-        teacher_temperature=1.0,
+        teacher_temperature=0.2,
         weight_by_dim=WEIGHTS,
     )
     total = {"contrastive": contrastive, "listwise": listwise, "both": listwise + 0.1 * contrastive}[loss]

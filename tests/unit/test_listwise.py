@@ -32,8 +32,13 @@ def looped(queries: Tensor, passages: Tensor, lists: list[list[int]], scores: li
             cosines = [
                 torch.dot(q[:dim], passages[m, :dim]) / (q[:dim].norm() * passages[m, :dim].norm()) for m in members
             ]
+            if len(members) < 2:
+                continue
             if form == "kl":
-                teacher = [math.exp(score / TEACHER) for score in wanted]
+                whole = [passages[m] for m in range(P)]
+                cosines = [torch.dot(q[:dim], p[:dim]) / (q[:dim].norm() * p[:dim].norm()) for p in whole]
+                of_passage = [dict(zip(members, wanted, strict=True)).get(m, min(wanted)) for m in range(P)]
+                teacher = [math.exp(score / TEACHER) for score in of_passage]
                 student = [torch.exp(cosine / TAU) for cosine in cosines]
                 for t, s in zip(teacher, student, strict=True):
                     share = t / sum(teacher)
@@ -90,8 +95,8 @@ def test_a_student_that_has_the_teachers_scores_has_nothing_to_learn(form: ListL
     loss = listwise_loss(
         torch.tensor([[1.0, 0.0]], dtype=torch.float64),
         passages,
-        torch.arange(4)[None],
-        cosines / scale + 3.0,  # a constant is in no softmax, and in no margin
+        torch.tensor([[2, 0, 1, 3]]),
+        cosines[:, [2, 0, 1, 3]] / scale + 3.0,  # a constant is in no softmax, and in no margin
         form=form,
         temperature=TAU,
         teacher_temperature=TEACHER,

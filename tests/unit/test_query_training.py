@@ -41,7 +41,7 @@ def test_the_gradient_is_that_of_the_queries(base: str, kept_tokens: int, monkey
     found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
     plain = ready_for_training(load_model(base))
-    texts = list(dict.fromkeys(text for example in batch for text in example.candidates))
+    texts = list(dict.fromkeys(text for e in batch for text in (e.positive, *e.negatives, *e.candidates)))
     with torch.no_grad():
         passages = encode(ready_for_training(load_model(base)), tokenize(plain, texts, 48))
     width = max(len(example.candidates) for example in batch)
@@ -57,7 +57,7 @@ def test_the_gradient_is_that_of_the_queries(base: str, kept_tokens: int, monkey
         scores,
         form="kl",
         temperature=0.05,
-        teacher_temperature=1.0,
+        teacher_temperature=0.2,
         weight_by_dim=WEIGHTS,
     )
     expected.backward()  # type: ignore[no-untyped-call]
