@@ -277,6 +277,9 @@ def describe(connection: Connection, run: Run) -> dict[str, Any]:
         "judged": sum(c.amount for c in counts if c.what == "judged"),
         "judgements_taken_over": sum(c.amount for c in counts if (c.stage, c.what) == (Stage.RELABEL, "taken_over")),
         "queries_taken_over": sum(c.amount for c in counts if (c.stage, c.what) == (Stage.GENERATE, "taken_over")),
+        "queries_by_kind": {
+            c.what.removeprefix("kind:"): c.amount for c in counts if c.what.startswith("kind:") and c.amount
+        },
         "stages": [_plain(stage) for stage in stages],
         "llm": asdict(llm_load(connection)) if run.config.teacher == "llm" else None,
         "usage": seen["usage"],

@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from uuid import UUID, uuid5
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from shared.masking import Span
+
+QueryKind = Literal["sentence", "title", "keywords"]
 
 NAMESPACE = UUID("6f0a6c1e-3c54-5b0e-9a2e-0d2f8e6b7a11")
 
@@ -46,6 +48,11 @@ class TaskQuery:
     task_description: str
     query_text: str
     provenance: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def kind(self) -> str:
+        """The offline teacher's QueryKind, or what the LLM's task asks for; `other` where nobody wrote it down."""
+        return str(self.provenance.get("kind", "other"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +154,8 @@ class LLMConfig(BaseModel):
     max_completion_tokens: int = Field(160, ge=8, description="the most that one task-query pair may take")
     max_attempts: int = Field(3, ge=1, le=10, description="completions asked for before a passage ends as malformed")
     task_sampling: Literal["free", "uniform"] = Field(
-        "free", description="free: the LLM writes the task description; uniform: one of the prompt's, drawn uniformly"
+        "free",
+        description="free: the LLM writes the task description; uniform: one of the prompt's, its kind drawn uniformly",
     )
     relevance: Literal["graded", "binary"] = Field("graded", description="the label set of relevance classification")
     graded_score: Literal["expected", "peak"] = Field(
@@ -172,10 +180,12 @@ class RunConfig(BaseModel):
     embedder: str = Field("all-MiniLM-L6-v2", description="SentenceTransformer folder, hub name or all-MiniLM-L6-v2")
     num_seed_passages: int | None = Field(None, ge=1, description="generate from a sample of this size; all by default")
     queries_per_passage: int = Field(1, ge=1, le=20, description="task–query pairs written for each seed passage")
-    titles_as_queries: bool = Field(
-        False,
-        description="the offline teacher's first query of a passage is its title, where that has five words or more; "
-        "the title is then taken out of what is trained on",
+    query_kinds: dict[QueryKind, float] = Field(
+        {"sentence": 1.0, "title": 1.0, "keywords": 1.0},
+        validate_default=True,
+        description="the kinds of the offline teacher's queries, each with its share: the most informative sentences, "
+        "the title, and the most informative words; what a query copies of its passage is taken out where that is "
+        "trained on",
     )
     num_candidates: int = Field(20, ge=2, le=100, description="the paper's N")
     candidates: Literal["hybrid", "dense"] = Field(
@@ -196,12 +206,19 @@ class RunConfig(BaseModel):
         description="labels.positive and so on: how the judged candidates become a positive and negatives",
     )
 
-    @field_validator("titles_as_queries")
+    @field_validator("query_kinds")
     @classmethod
-    def _are_the_offline_teachers(cls, titles_as_queries: bool, info: ValidationInfo) -> bool:
-        if titles_as_queries and info.data.get("teacher") == "llm":
+    def _are_the_offline_teachers(
+        cls, query_kinds: dict[QueryKind, float], info: ValidationInfo
+    ) -> dict[QueryKind, float]:
+        if info.data.get("teacher") == "llm" and query_kinds != cls.model_fields["query_kinds"].default:
             raise ValueError("the teacher llm writes its own queries: leave this out, or set teacher=offline")
-        return titles_as_queries
+        if not query_kinds or any(share <= 0 for share in query_kinds.values()):
+            raise ValueError(
+                "name at least one kind of query, each with a share above 0; leave a kind out to have none of it"
+            )
+        # in one order, for the draw goes by it and PostgreSQL keeps another
+        return {kind: float(query_kinds[kind]) for kind in get_args(QueryKind) if kind in query_kinds}
 
     @field_validator("labels")
     @classmethod
@@ -233,8 +250,8 @@ class RunConfig(BaseModel):
         content = self.model_dump(mode="json", exclude={"shard_size", "follows"})
         if self.labels.fusion == "rrf":
             del content["labels"]["fusion"]
-        if not self.titles_as_queries:
-            del content["titles_as_queries"]
+        if self.query_kinds == {"sentence": 1} or self.teacher == "llm":
+            del content["query_kinds"]
         if self.candidates == "dense":
             del content["candidates"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

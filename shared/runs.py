@@ -19,7 +19,8 @@ from shared.settings import settings
 from shared.stages import Stage
 
 # what earlier runs had without saying so, where the default is another now
-_BEFORE = {"candidates": "dense"}
+_BEFORE: dict[str, Any] = {"candidates": "dense"}
+_BEFORE_OFFLINE: dict[str, Any] = {"query_kinds": {"sentence": 1}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,15 @@ def find_run(connection: Connection, name_or_id: str | UUID) -> Run:
     row = connection.execute(query).mappings().one_or_none()
     if row is None:
         raise NotFoundError(f"there is no run {name_or_id!r}: `fretwork run list` shows the runs")
-    return Run(**{**row, "config": RunConfig(**{**_BEFORE, **row["config"]})})
+    return Run(**{**row, "config": _stored(row["config"])})
+
+
+def _stored(config: dict[str, Any]) -> RunConfig:
+    """A run's configuration as the ledger has it, also of a run that was started by an earlier version."""
+    values = {**_BEFORE, **({} if config.get("teacher") == "llm" else _BEFORE_OFFLINE), **config}
+    if values.pop("titles_as_queries", False):  # then the title was the first query; its turn is one of chance now
+        values["query_kinds"] = {"title": 1, "sentence": 1}
+    return RunConfig(**values)
 
 
 def draft_run(connection: Connection, corpus_name: str, config: RunConfig) -> Run:

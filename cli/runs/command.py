@@ -160,6 +160,9 @@ def status(
             f"taken over from an earlier run: {seen['queries_taken_over']:,} queries and "
             f"{seen['judgements_taken_over']:,} judgements · judged for this one: {seen['judged']:,}"
         )
+    if seen["queries_by_kind"]:
+        by_kind = (f"{number:,} {kind}" for kind, number in seen["queries_by_kind"].items())
+        typer.echo(f"queries by kind: {' · '.join(by_kind)}")
     for version in seen["label_versions"]:
         typer.echo(_labelled(version))
     for usage in seen["usage"]:

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 
 from cli.context import say
 from cli.runs.estimate import Cost, Estimate, Sample, estimate
-from services.generator import extractive, prompted
+from services.generator import offline, prompted
 from services.generator.parse import Pair
 from services.generator.prompt import Prompt, prompt_of
 from services.relabeler.judged import Judged
@@ -48,15 +48,15 @@ def preview(engine: Engine, corpus: str, config: RunConfig, count: int) -> None:
 
 def _preview_offline(engine: Engine, run: Run, passages: Sequence[Passage]) -> None:
     with engine.connect() as connection:
-        statistics = store.load_statistics(connection, run, extractive.needed_terms(passages))
+        statistics = store.load_statistics(connection, run, offline.needed_terms(passages))
     for passage in passages:
         typer.echo(f"\n── {passage.source_id}  {passage.title}\n{passage.text}")
-        written = extractive.write_queries(
+        written = offline.write_queries(
             passage,
             statistics,
             run_fingerprint=run.fingerprint,
             queries_per_passage=run.config.queries_per_passage,
-            titles_as_queries=run.config.titles_as_queries,
+            kinds=run.config.query_kinds,
         )
         _echo_outcome(written)
     say(
@@ -70,7 +70,7 @@ def _echo_outcome(written: Sequence[TaskQuery] | Dropped) -> None:
         typer.echo(f"   dropped: {written.reason} {written.detail}")
         return
     for query in written:
-        typer.echo(f"   task:  {query.task_description}\n   query: {query.query_text}")
+        typer.echo(f"   task:  {query.task_description} ({query.kind})\n   query: {query.query_text}")
 
 
 @dataclass

@@ -125,9 +125,7 @@ async def write_query(
     """
     # the same passage, seed and settings give the same query in any run, so that another run can take it over
     key = f"{seed}:{passage.passage_id}:{ordinal}"
-    task_description = (
-        prompt.task_descriptions[_draw(key) % len(prompt.task_descriptions)] if prompt.task_descriptions else None
-    )
+    task_description = prompt.draw_task(_draw(f"{key}:kind"), _draw(key))
     text = prompt.render(cut.text, task_description)
     attempts: list[Attempt] = []
     for attempt in range(config.max_attempts if config.temperature else 1):
@@ -159,6 +157,7 @@ def outcome(
             continue
         provenance: dict[str, Any] = {
             "teacher": "llm",
+            "kind": prompt.kind_of(one.pair.task_description),
             "model": model,
             "prompt_sha256": prompt.sha256,
             "task_sampling": config.task_sampling,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy import Connection
 
-from services.generator import earlier, extractive, prompted
+from services.generator import earlier, offline, prompted
 from services.generator.prompt import prompt_of
 from shared import store
 from shared.celery_app import app
@@ -57,6 +58,8 @@ def _generate(claim: Claim) -> Output:
         ]
         insert_rows(connection, queries, rows)
         count(connection, run.run_id, Stage.GENERATE, "taken_over", sum(map(len, taken_over.values())))
+        for kind, number in Counter(query.kind for query in made).items():
+            count(connection, run.run_id, Stage.GENERATE, f"kind:{kind}", number)
 
     dropped = tuple(item for item in written if isinstance(item, Dropped))
     return Output(save, dropped, tuple(query.query_id for query in made))
@@ -103,14 +106,14 @@ def _by_llm(run: Run, passages: Sequence[Passage]) -> Written:
 
 def _offline(run: Run, passages: Sequence[Passage]) -> Written:
     with engine().connect() as connection:
-        statistics = store.load_statistics(connection, run, extractive.needed_terms(passages))
+        statistics = store.load_statistics(connection, run, offline.needed_terms(passages))
     return [
-        extractive.write_queries(
+        offline.write_queries(
             passage,
             statistics,
             run_fingerprint=run.fingerprint,
             queries_per_passage=run.config.queries_per_passage,
-            titles_as_queries=run.config.titles_as_queries,
+            kinds=run.config.query_kinds,
         )
         for passage in passages
     ]

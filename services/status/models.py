@@ -117,6 +117,7 @@ class RunStatus(BaseModel):
     judged: int = Field(description="candidates that the teacher judged for this run")
     judgements_taken_over: int = Field(description="those that an earlier run had judged, which this one follows")
     queries_taken_over: int = Field(description="queries that the earlier run had written")
+    queries_by_kind: dict[str, int] = Field(description="queries by what they are: sentence, title, keywords, …")
     stages: list[StageProgress] = Field(description="in order; items, items/s, seconds to go")
     llm: LLMLoad | None = Field(description="calls in flight at the LLM servers; null: the teacher is offline")
     usage: list[TokenUsage] = Field(description="what the calls of each stage to each model cost so far")

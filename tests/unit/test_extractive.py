@@ -1,20 +1,13 @@
-"""The offline teacher's queries: which sentences are found, which are chosen, and what has none."""
+"""The sentences that the offline teacher finds in a text."""
 
 from __future__ import annotations
-
-from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from services.generator.extractive import NO_SENTENCE, TOO_SHORT, needed_terms, sentences, write_queries
+from services.generator.extractive import sentences
 from shared.masking import verbatim_span
-from shared.records import Dropped, Passage, RunConfig, TaskQuery, query_id
-from shared.terms import CorpusStatistics, passage_terms
-
-RUN = UUID(int=7)
 
 ABSTRACT = (
     "Cells divide in many ways. The protein p53 (see Fig. 2) arrests the cycle in e.g. fibroblasts. "
@@ -42,23 +35,6 @@ DOCSTRING = """
     ```
     This Line Is Code And It Ends.
 """
-
-
-def statistics_of(*passages: Passage) -> CorpusStatistics:
-    bags = [passage_terms(p.title, p.text) for p in passages]
-    every = [term for bag in bags for term in bag]
-    return CorpusStatistics(
-        len(bags),
-        len(every),
-        {term: sum(term in bag for bag in bags) for term in every},
-        {term: every.count(term) for term in every},
-    )
-
-
-def queries_of(passage: Passage, count: int = 1, *, titles: bool = False) -> list[TaskQuery] | Dropped:
-    return write_queries(
-        passage, statistics_of(passage), run_fingerprint=RUN, queries_per_passage=count, titles_as_queries=titles
-    )
 
 
 def test_sentences_of_an_abstract() -> None:
@@ -102,83 +78,11 @@ def test_every_sentence_stands_in_its_text(text: str) -> None:
         assert verbatim_span(sentence, text) is not None
 
 
-def test_a_query_carries_its_origin() -> None:
-    passage = Passage(UUID(int=1), "", ABSTRACT)
-    queries = queries_of(passage, count=2)
-    assert isinstance(queries, list)
-    assert [query.ordinal for query in queries] == [0, 1]
-    for query in queries:
-        assert query.query_id == query_id(RUN, passage.passage_id, query.ordinal)
-        assert query.seed_passage_id == passage.passage_id
-        assert query.task_description == "search result"
-        assert query.provenance == {"teacher": "offline", "method": "inverse_cloze"}
-
-
-def test_no_more_queries_than_sentences_and_none_twice() -> None:
-    queries = queries_of(Passage(UUID(int=1), "", ABSTRACT + " " + ABSTRACT), count=20)
-    assert isinstance(queries, list)
-    assert sorted(query.query_text for query in queries) == sorted(sentences(ABSTRACT))
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("x = 1; y = 2; z = 3", NO_SENTENCE),
-        ("A passage that is a single sentence of its own.", TOO_SHORT),
-        ("A passage that is a single sentence of its own. And a rest.", TOO_SHORT),
-    ],
-)
-def test_a_passage_without_a_query_says_why(text: str, reason: str) -> None:
-    dropped = queries_of(Passage(UUID(int=1), "", text))
-    assert isinstance(dropped, Dropped)
-    assert (dropped.item_id, dropped.reason) == (UUID(int=1), reason)
-
-
-def test_needed_terms_are_all_of_a_passages() -> None:
-    passages = [Passage(UUID(int=1), "A title", "the max_pool"), Passage(UUID(int=2), "", "pool")]
-    assert needed_terms(passages) == {"a", "title", "the", "max", "pool"}
-
-
-_fragment = st.sampled_from(
-    [
-        "The cells divide fast in vitro.",
-        "Rates of growth (of it) vary!",
-        "code() = 1",
-        ">>> f(x)",
-        "- An item of a list.",
-    ]
-)
-_prose = st.lists(st.tuples(_fragment, st.sampled_from([" ", "\n", "\n\n", "\n    "])), max_size=12).map(
-    lambda parts: "".join(fragment + blank for fragment, blank in parts)
-)
-
-
-@given(text=_prose, count=st.integers(1, 5))
-def test_a_query_always_stands_in_its_passage(text: str, count: int) -> None:
-    queries = queries_of(Passage(UUID(int=1), "", text), count)
-    if isinstance(queries, list):
-        assert 1 <= len(queries) <= count
-        assert all(verbatim_span(query.query_text, text) for query in queries)
-        assert len({query.query_text for query in queries}) == len(queries)
-
-
-@pytest.mark.parametrize(
-    ("title", "expected"),
-    [("Loss of p53  in murine fibroblasts", "Loss of p53 in murine fibroblasts"), ("Loss of p53", None)],
-)
-def test_a_title_is_the_first_query_where_it_is_asked_for_and_long_enough(title: str, expected: str | None) -> None:
-    passage = Passage(UUID(int=1), title, ABSTRACT)
-    sentences_alone, with_title = queries_of(passage, 2), queries_of(passage, 2, titles=True)
-    assert isinstance(sentences_alone, list)
-    assert isinstance(with_title, list)
-    if expected is None:
-        assert with_title == sentences_alone
-    else:
-        assert [query.query_text for query in with_title] == [expected, sentences_alone[0].query_text]
-        assert [query.provenance["method"] for query in with_title] == ["title", "inverse_cloze"]
-
-
-def test_titles_are_not_asked_of_an_llm() -> None:
-    assert RunConfig(titles_as_queries=True).titles_as_queries
-    with pytest.raises(ValidationError, match="the teacher llm writes its own queries"):
-        RunConfig(teacher="llm", titles_as_queries=True)
+def test_a_text_without_any_capital_has_sentences_too() -> None:
+    abstract = (
+        "an experimental study of a wing in a propeller slipstream was made in order to determine the spanwise "
+        "distribution of the lift increase due to slipstream at different angles of attack of the wing . the results "
+        "were intended in part as an evaluation basis for theoretical treatments of this problem . f(x) = 3 . short ."
+    )
+    assert [sentence.split()[0] for sentence in sentences(abstract)] == ["an", "the"]
+    assert sentences(f"{abstract} Here a capital begins the sentence.") == ["Here a capital begins the sentence."]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
@@ -254,6 +255,7 @@ def test_a_query_carries_its_origin() -> None:
     assert query == TaskQuery(query_id(RUN, OWL.passage_id, 0), OWL.passage_id, 0, TASK, QUERY, query.provenance)
     assert query.provenance == {
         "teacher": "llm",
+        "kind": "other",
         "model": "scripted",
         "prompt_sha256": load_prompt(2, "free").sha256,
         "task_sampling": "free",
@@ -344,8 +346,9 @@ def test_tasks_are_drawn_uniformly_and_stand_in_the_prompt() -> None:
         assert llm.asked[0][0].endswith(f"\nPassage: Owls.\nTask: {query.task_description}\nQuery:")
         assert query.query_text == QUERY
         drawn[query.task_description] += 1
-    expected = 1000 / len(drawn)
-    chi_squared = sum((count - expected) ** 2 / expected for count in drawn.values())
+    wordings = Counter(prompt.kind_of_task.values())
+    expected = {task: 1000 / len(wordings) / wordings[kind] for task, kind in prompt.kind_of_task.items()}
+    chi_squared = sum((count - expected[task]) ** 2 / expected[task] for task, count in drawn.items())
     assert len(drawn) == len(prompt.task_descriptions) == 20
     assert chi_squared < 43.8  # p = 0.001 at 19 degrees of freedom; the draw itself is fixed
 

@@ -29,7 +29,7 @@ def test_examples_and_task_descriptions_are_many_and_distinct() -> None:
     assert len(examples) >= 8
     for field in ("passage", "task_description", "query"):
         assert len({example[field] for example in examples}) == len(examples), field
-    drawn = CONTENT["task_descriptions"]
+    drawn = [task["text"] for task in CONTENT["task_descriptions"]]
     assert len(set(drawn)) == len(drawn) >= 16
     for kind in ("has the answer to", "might show up as a search result", "true or not", "similar meaning"):
         assert any(kind in task for task in drawn), kind  # the paper's four most frequent
@@ -92,7 +92,7 @@ def test_num_examples_takes_the_first() -> None:
 
 def test_task_descriptions_are_drawn_only_if_asked_for() -> None:
     assert ALL.task_descriptions == ()
-    assert UNIFORM.task_descriptions == tuple(CONTENT["task_descriptions"])
+    assert UNIFORM.task_descriptions == tuple(task["text"] for task in CONTENT["task_descriptions"])
 
 
 def test_another_hash_whenever_something_else_is_sent() -> None:
