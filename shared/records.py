@@ -71,6 +71,7 @@ class Judgement:
     passage_id: UUID
     ql_score: float
     rc_score: float
+    query_tokens: int | None = None  # that the likelihood is of; None where nobody kept it
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,20 @@ class LabelPolicy(BaseModel):
     max_score: float | None = Field(None, gt=-1, description="keep a negative only if its cosine is below this")
     min_relevance: float | None = Field(
         None, description="drop a query whose positive has an rc_score (a log-probability, or a grade) below this"
+    )
+
+    round_trip: int | None = Field(
+        None,
+        ge=1,
+        description="keep a query only if its seed passage is among the first this many of its candidates by cosine",
+    )
+    round_trip_judge: int | None = Field(
+        None, ge=1, description="keep a query only if its seed is among the judge's first this many"
+    )
+    min_token_log_prob: float | None = Field(
+        None,
+        le=0,
+        description="keep a query only if its log-likelihood given its seed, over its tokens, is at least this: -4",
     )
 
     @model_validator(mode="after")
@@ -250,6 +265,9 @@ class RunConfig(BaseModel):
         content = self.model_dump(mode="json", exclude={"shard_size", "follows"})
         if self.labels.fusion == "rrf":
             del content["labels"]["fusion"]
+        for name in ("round_trip", "round_trip_judge", "min_token_log_prob"):
+            if content["labels"][name] is None:
+                del content["labels"][name]
         if self.query_kinds == {"sentence": 1} or self.teacher == "llm":
             del content["query_kinds"]
         if self.candidates == "dense":

@@ -24,6 +24,7 @@ class StoredQuery:
     candidate_scores: tuple[float, ...]
     ql_scores: tuple[float, ...]
     rc_scores: tuple[float, ...]
+    query_tokens: int | None = None  # that its likelihoods are of; None where it was judged before that was kept
 
 
 def load_passages(connection: Connection, corpus_id: UUID, passage_ids: Collection[UUID]) -> dict[UUID, Passage]:
@@ -72,6 +73,7 @@ def load_queries(connection: Connection, run: Run, query_ids: Sequence[UUID]) ->
             tuple(row["candidate_scores"] or ()),
             tuple(row["ql_scores"] or ()),
             tuple(row["rc_scores"] or ()),
+            (row["judge"] or {}).get("query_tokens"),
         )
         for row in rows
     }

@@ -25,7 +25,7 @@ def known(item: StoredQuery, earlier: StoredQuery | None) -> Known:
     ):
         return {}
     scores = zip(earlier.candidate_ids, earlier.ql_scores, earlier.rc_scores, strict=False)  # no scores: it was dropped
-    return {passage_id: Judgement(passage_id, ql, rc) for passage_id, ql, rc in scores}
+    return {passage_id: Judgement(passage_id, ql, rc, earlier.query_tokens) for passage_id, ql, rc in scores}
 
 
 def completed(item: StoredQuery, known: Known, fresh: Judged | Dropped | None, earlier_run: UUID) -> Judged | Dropped:
@@ -38,5 +38,5 @@ def completed(item: StoredQuery, known: Known, fresh: Judged | Dropped | None, e
     judgements = {**known, **{each.passage_id: each for each in (fresh.judgements if fresh else ())}}
     of_candidates: Sequence[Judgement] = [judgements[passage_id] for passage_id in item.candidate_ids]
     taken = sum(passage_id in known for passage_id in item.candidate_ids)
-    by = fresh.by if fresh else {}
+    by = fresh.by if fresh else {"query_tokens": of_candidates[0].query_tokens}
     return Judged(of_candidates, {**by, "taken_over": taken, "from_run": str(earlier_run)})

@@ -12,7 +12,10 @@ from shared.store import StoredQuery
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One judgement per candidate, in their order; `by` goes into the column `judge`."""
+    """One judgement per candidate, in their order; `by` goes into the column `judge`.
+
+    Its `query_tokens` are those of the query that `ql_score` is the log-likelihood of.
+    """
 
     judgements: Sequence[Judgement]
     by: dict[str, Any]
@@ -23,6 +26,7 @@ class Judged:
             query,
             ql_scores=tuple(judgement.ql_score for judgement in self.judgements),
             rc_scores=tuple(judgement.rc_score for judgement in self.judgements),
+            query_tokens=self.by.get("query_tokens"),
         )
 
 

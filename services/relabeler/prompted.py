@@ -11,13 +11,13 @@ LLM is to see that. That the query was copied matters to whoever trains on it, s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from itertools import chain
 from typing import Any
 
 from services.relabeler.judged import Judged
 from services.relabeler.prompt import Prompt, Prompts
-from shared.llm import LLM, PromptRefusedError, UnusableScoresError
+from shared.llm import LLM, LogLikelihood, PromptRefusedError, UnusableScoresError
 from shared.llm.prompt import SEAM_TOKENS, passage_block
 from shared.llm.together import together
 from shared.records import Dropped, Judgement, LLMConfig, Passage, TaskQuery
@@ -62,22 +62,22 @@ async def judge(
         fitting = await fit(llm, query, blocks, prompts)
         if fitting is None:
             return Dropped(query.query_id, QUERY_TOO_LONG, f"for a context of {llm.context_tokens} tokens")
-        ql_scores, rc_scores = await together(
-            [
-                query_likelihoods(llm, query, fitting, prompts.ql),
-                relevances(llm, query, fitting, prompts.rc, config),
-            ]
-        )
+        both: list[Coroutine[Any, Any, Any]] = [
+            query_likelihoods(llm, query, fitting, prompts.ql),
+            relevances(llm, query, fitting, prompts.rc, config),
+        ]
+        likelihoods, rc_scores = await together(both)
     except PromptRefusedError as error:
         return Dropped(query.query_id, PROMPT_REFUSED, str(error))
     except UnusableScoresError as error:
         return Dropped(query.query_id, UNUSABLE_SCORES, str(error))
     judgements = [
-        Judgement(passage.passage_id, ql_score, rc_score)
-        for passage, ql_score, rc_score in zip(passages, ql_scores, rc_scores, strict=True)
+        Judgement(passage.passage_id, likelihood.total, rc_score, likelihood.tokens)
+        for passage, likelihood, rc_score in zip(passages, likelihoods, rc_scores, strict=True)
     ]
     cut = sum(fitted != block for fitted, block in zip(fitting, blocks, strict=True))
-    return Judged(judgements, _provenance(llm.model, config, prompts, passages_cut=cut))
+    made = _provenance(llm.model, config, prompts, passages_cut=cut)
+    return Judged(judgements, {**made, "query_tokens": likelihoods[0].tokens} if likelihoods else made)
 
 
 def _provenance(model: str, config: LLMConfig, prompts: Prompts, *, passages_cut: int) -> dict[str, Any]:
@@ -91,12 +91,12 @@ def _provenance(model: str, config: LLMConfig, prompts: Prompts, *, passages_cut
     return made | ({"graded_score": config.graded_score} if config.relevance == "graded" else {})
 
 
-async def query_likelihoods(llm: LLM, query: TaskQuery, blocks: Sequence[str], prompt: Prompt) -> list[float]:
+async def query_likelihoods(llm: LLM, query: TaskQuery, blocks: Sequence[str], prompt: Prompt) -> list[LogLikelihood]:
     """log p(query | passage) for each of the passages, in nats."""
     texts = [prompt.render(query, block) for block in blocks]
     answer = prompt.answer.format(query=query.query_text)
     found = await together(llm.log_likelihoods(part, answer) for part in in_lists(texts))
-    return [scored.total for scored in chain.from_iterable(found)]
+    return list(chain.from_iterable(found))
 
 
 async def relevances(

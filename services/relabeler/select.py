@@ -17,6 +17,10 @@ from shared.store import StoredQuery
 TOO_FEW_CANDIDATES = "too_few_candidates"  # there is no other passage that could be the negative
 SEED_NOT_A_CANDIDATE = "seed_not_a_candidate"  # its passage is gone, so nothing can be said about the seed
 BELOW_MIN_RELEVANCE = "below_min_relevance"  # the judge's rc_score of the positive is below the policy's
+SEED_NOT_RETRIEVED = "seed_not_retrieved"  # the seed is not among the policy's first by cosine (round_trip)
+SEED_NOT_PREFERRED = "seed_not_preferred"  # nor among the judge's (round_trip_judge)
+UNLIKELY_QUERY = "unlikely_query"  # its log-likelihood over its tokens is below the policy's (min_token_log_prob)
+TOKENS_UNKNOWN = "query_tokens_unknown"  # min_token_log_prob is set, and the query was judged before they were counted
 NO_NEGATIVE_LEFT = "no_negative_left"  # the policy's range, margin and max_score leave out every candidate
 
 
@@ -36,12 +40,39 @@ def select(
     seed = next((candidate for candidate in fused if candidate.passage_id == query.seed_passage_id), None)
     if seed is None:
         return Dropped(query.query_id, SEED_NOT_A_CANDIDATE)
+    if distrusted := _distrust(stored, fused, policy):
+        return distrusted
     positive = fused[0] if policy.positive == "p_1" else seed
     relevance = dict(zip(stored.candidate_ids, stored.rc_scores, strict=True))[positive.passage_id]
     if policy.min_relevance is not None and relevance < policy.min_relevance:
         return Dropped(query.query_id, BELOW_MIN_RELEVANCE, f"rc_score {relevance:.4g}")
     record = record_of(stored, fused, positive.passage_id, texts, policy)
     return record or Dropped(query.query_id, NO_NEGATIVE_LEFT)
+
+
+def _distrust(stored: StoredQuery, fused: Sequence[Fused], policy: LabelPolicy) -> Dropped | None:
+    """Why the policy does not trust the query to be its seed's; None where it does.
+
+    Round trip: Promptagator (arXiv 2209.11755), with a retriever and k = 1. Likelihood by token: InPars (arXiv
+    2202.05144), with the writer's own.
+    """
+    query, seed = stored.query, stored.query.seed_passage_id
+    if policy.round_trip is not None:
+        by_cosine = sorted(zip(stored.candidate_scores, stored.candidate_ids, strict=True), key=lambda p: (-p[0], p[1]))
+        rank = next(rank for rank, (_, id_) in enumerate(by_cosine, start=1) if id_ == seed)
+        if rank > policy.round_trip:
+            return Dropped(query.query_id, SEED_NOT_RETRIEVED, f"rank {rank}")
+    if policy.round_trip_judge is not None:
+        rank = next(rank for rank, each in enumerate(fused, start=1) if each.passage_id == seed)
+        if rank > policy.round_trip_judge:
+            return Dropped(query.query_id, SEED_NOT_PREFERRED, f"rank {rank}")
+    if policy.min_token_log_prob is not None:
+        if not stored.query_tokens:
+            return Dropped(query.query_id, TOKENS_UNKNOWN)
+        of_seed = dict(zip(stored.candidate_ids, stored.ql_scores, strict=True))[seed] / stored.query_tokens
+        if of_seed < policy.min_token_log_prob:
+            return Dropped(query.query_id, UNLIKELY_QUERY, f"{of_seed:.4g} a token")
+    return None
 
 
 def record_of(

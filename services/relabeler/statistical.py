@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from shared.masking import mask, verbatim_span
 from shared.records import Judgement, Passage
@@ -18,6 +19,11 @@ from shared.terms import K1, B, CorpusStatistics, passage_terms, terms
 MU = 500.0  # terms of the corpus added to each passage; around 2,000 in the paper's newswire, less suits short passages
 PROVENANCE = {"teacher": "offline", "ql": "dirichlet", "mu": MU, "rc": "bm25", "k1": K1, "b": B}
 DECIMALS = 6  # coarser than the last bit of a logarithm, which differs between machines
+
+
+def provenance(query_text: str) -> dict[str, Any]:
+    """How the scores of a query's candidates came about; its terms are what the likelihood is the product over."""
+    return {**PROVENANCE, "query_tokens": len(terms(query_text))}
 
 
 def needed_terms(query_text: str) -> set[str]:

@@ -129,6 +129,9 @@ def _offline(
     with engine().connect() as connection:
         statistics = store.load_statistics(connection, run, terms)
     return [
-        Judged(statistical.judge(item.query.query_text, passages, statistics), statistical.PROVENANCE)
+        Judged(
+            statistical.judge(item.query.query_text, passages, statistics),
+            statistical.provenance(item.query.query_text),
+        )
         for item, passages in zip(unjudged, candidates, strict=True)
     ]

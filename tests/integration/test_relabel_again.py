@@ -205,6 +205,30 @@ def test_what_is_judged_late_is_labelled_in_every_version(engine: Engine, run: R
     assert sums() == [(3, 0, 0), (3, 0, 0)]
 
 
+def test_queries_that_are_not_trusted_are_left_out_with_their_reasons(engine: Engine, run: Run) -> None:
+    """All cosines are equal, so that the passage with the lowest id is the first; every query has its own seed."""
+    with engine.connect() as connection:
+        relabel(connection)
+    for policy, reason in (
+        (LabelPolicy(round_trip=1), "seed_not_retrieved"),
+        (LabelPolicy(min_token_log_prob=-0.001), "unlikely_query"),
+    ):
+        with engine.begin() as connection:
+            assert ledger.finish_runs(connection) == [run.run_id]
+            version = add_label_version(connection, run, policy)
+        with engine.connect() as connection:
+            relabel(connection)
+        with engine.connect() as connection:
+            reasons = connection.execute(
+                text("SELECT reason, count(*) FROM drops WHERE label_version = :version GROUP BY reason"),
+                {"version": version},
+            ).all()
+            assert conservation(connection, run.run_id).holds
+            left = len(records(connection, version))
+        assert dict(map(tuple, reasons)) == {reason: 3 - left}
+        assert left == (1 if policy.round_trip else 0)
+
+
 def test_without_stored_scores_the_judge_is_asked(engine: Engine, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from services.relabeler import statistical
 
@@ -237,6 +261,7 @@ def test_the_llm_judges_and_another_policy_asks_it_nothing(engine: Engine, llm_r
     for record in judged:
         row = rows[record.query_id]
         assert row.judge == {
+            "query_tokens": len(row.query_text.split()),
             "teacher": "llm",
             "model": "stub",
             "prompts_sha256": llm_run.config.llm.prompts_sha256,

@@ -148,7 +148,10 @@ def test_relevance_is_the_one_asked_for() -> None:
 
 def test_the_judge_column_says_how() -> None:
     for config, graded in ((GRADED, {"graded_score": "expected"}), (PEAK, {"graded_score": "peak"}), (BINARY, {})):
-        assert judged(LettersLLM(), passages(2), config).by == {
+        found = judged(LettersLLM(), passages(2), config)
+        assert found.by["query_tokens"] == found.judgements[0].query_tokens == len(f" {QUERY.query_text}")
+        assert found.by == {
+            "query_tokens": found.by["query_tokens"],
             "teacher": "llm",
             "model": "letters",
             "prompts_sha256": prompts_of(config).sha256,

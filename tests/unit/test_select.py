@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 from uuid import UUID
@@ -20,7 +21,11 @@ from services.relabeler.select import (
     BELOW_MIN_RELEVANCE,
     NO_NEGATIVE_LEFT,
     SEED_NOT_A_CANDIDATE,
+    SEED_NOT_PREFERRED,
+    SEED_NOT_RETRIEVED,
+    TOKENS_UNKNOWN,
     TOO_FEW_CANDIDATES,
+    UNLIKELY_QUERY,
     select,
     select_negatives,
 )
@@ -70,6 +75,46 @@ def test_p_1_is_the_best_and_the_negative_the_last() -> None:
         positive_span=(11, 39),
         negative_spans=((0, 30),),
     )
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        ({"round_trip": 2}, None),
+        ({"round_trip": 1}, SEED_NOT_RETRIEVED),
+        ({"round_trip_judge": 3}, None),
+        ({"round_trip_judge": 2}, SEED_NOT_PREFERRED),
+        ({"min_token_log_prob": -4.0}, None),
+        ({"min_token_log_prob": -3.9}, UNLIKELY_QUERY),
+        ({"round_trip": 1, "round_trip_judge": 1}, SEED_NOT_RETRIEVED),
+    ],
+)
+def test_a_query_that_its_seed_does_not_answer_is_left_out(policy: dict[str, Any], reason: str | None) -> None:
+    """The seed is B: second by cosine, third by the judge, with a likelihood of -20 over five tokens."""
+    stored = replace(query(seed=B, cosines=(0.9, 0.8, 0.7)), ql_scores=(-5.0, -20.0, -10.0), query_tokens=5)
+    chosen = select(stored, best_first(A, C, B), TEXTS, LabelPolicy(positive="p_1", **policy))
+    assert (chosen.reason if isinstance(chosen, Dropped) else None) == reason
+
+
+def test_equal_cosines_are_ranked_by_passage_id() -> None:
+    first, second = (
+        select(
+            query(seed=seed, cosines=(0.9, 0.9, 0.7)),
+            best_first(A, B, C),
+            TEXTS,
+            LabelPolicy(positive="seed", round_trip=1),
+        )
+        for seed in (A, B)
+    )
+    assert isinstance(first, FRetRecord)
+    assert isinstance(second, Dropped)
+
+
+def test_a_query_whose_tokens_were_not_counted_is_left_out_with_that_reason() -> None:
+    policy = LabelPolicy(positive="seed", min_token_log_prob=-100)
+    chosen = select(query(seed=B), best_first(A, B, C), TEXTS, policy)
+    assert isinstance(chosen, Dropped)
+    assert chosen.reason == TOKENS_UNKNOWN
 
 
 def test_the_seed_is_the_positive_where_the_policy_says_so() -> None:
