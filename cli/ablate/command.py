@@ -21,18 +21,19 @@ from shared.models import as_given
 from shared.runs import find_run
 
 NAMES = {
-    "p_1": "p₁, the judge's best",
-    "seed": "seed passage",
-    "none": "none",
+    "p_1": "p₁",
+    "seed": "seed",
+    "none": "no negative",
     "sampled": "random neighbour",
-    "lowest": "pₙ, the judge's last",
+    "lowest": "pₙ, the last",
 }
+LISTS = {"listwise": "whole lists", "both": "lists, 0.1 × labels"}
 
 
 def ablate(
     context: typer.Context,
     run: Annotated[str, typer.Argument(help="the run whose records to train on, or `latest`")],
-    output: Annotated[Path, typer.Option("--output", "--output-dir", help="where the six model folders go")],
+    output: Annotated[Path, typer.Option("--output", "--output-dir", help="where the model folders go")],
     beir: Annotated[Path, typer.Option(help="what to measure on: corpus.jsonl, queries.jsonl, qrels/{split}.tsv")],
     split: Annotated[str, typer.Option(help="which qrels of the folder")] = "test",
     model_name_or_path: options.ModelNameOrPath = DEFAULTS.model_name_or_path,
@@ -47,10 +48,11 @@ def ablate(
     seed: options.Seed = DEFAULTS.seed,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
-    """Train {seed, p_1} × {no, a random, the lowest hard negative} on a run's queries and measure all six.
+    """Train on a run's queries in about ten ways and measure each.
 
-    The labels come from the run's stored scores, without the teacher. All six see the same queries in the same order,
-    for as many steps. The same command again goes on where it was stopped.
+    {seed, p_1} × {no, a random, the lowest hard negative}, contrastively; then whole lists, lists and labels together,
+    queries filtered by a round trip, and one kind of query alone. The labels come from the run's stored scores, without
+    the teacher. All take as many steps. The same command again goes on where it was stopped.
     """
     training = validated(
         TrainingConfig,
@@ -81,7 +83,7 @@ def ablate(
     Console().print(recipe_table(result))
     typer.echo(
         f"\nAt {result['dim']} dimensions, {result['queries']:,} queries over {result['passages']:,} passages.\n"
-        f"Each of the six: {result['records']:,} records, {result['steps'][result['baseline']]:,} steps. "
+        f"Each: {result['records']:,} records or a part of them, {result['steps'][result['baseline']]:,} steps. "
         f"Labelling anew cost {result['llm_tokens']:,} LLM tokens.\nThe models: {output}"
     )
 
@@ -89,18 +91,22 @@ def ablate(
 def recipe_table(result: dict[str, Any]) -> Table:
     """A line for the base and for each recipe, with the difference from the first recipe and its 95% interval."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("positive", "hard negative", "nDCG@10", "Recall@10", "MRR@10", "Δ nDCG@10 (95% interval)"):
-        table.add_column(title, justify="left" if title in ("positive", "hard negative") else "right")
-    lines = [("untrained", "", result["base"]["figures"], None)]
-    lines += [(NAMES[r["positive"]], NAMES[r["negative"]], r["figures"], r["delta"]) for r in result["recipes"]]
-    for positive, negative, figures, delta in lines:
+    for title in ("trained on", "queries", "nDCG@10", "MRR@10", "Δ nDCG@10 (95% interval)"):
+        table.add_column(title, justify="left" if title in ("trained on", "queries") else "right")
+    lines = [("nothing", "", result["base"]["figures"], None)]
+    lines += [(_what(recipe), recipe["queries"], recipe["figures"], recipe["delta"]) for recipe in result["recipes"]]
+    for what, queries, figures, delta in lines:
         shown = ""
         if delta is not None:
             low, high = delta["ndcg@10"]["ci95"]
             shown = f"{delta['ndcg@10']['mean']:+.4f} ({low:+.4f} to {high:+.4f})"
-        elif negative:
+        elif queries:
             shown = "compared with"
-        table.add_row(
-            positive, negative, *(f"{figures[name]:.4f}" for name in ("ndcg@10", "recall@10", "mrr@10")), shown
-        )
+        table.add_row(what, queries, *(f"{figures[name]:.4f}" for name in ("ndcg@10", "mrr@10")), shown)
     return table
+
+
+def _what(recipe: dict[str, Any]) -> str:
+    if recipe["loss"] == "contrastive":
+        return f"{NAMES[recipe['positive']]}; {NAMES[recipe['negative']]}"
+    return LISTS[recipe["loss"]]

@@ -7,13 +7,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from cli.ablate.recipes import BASELINE, RECIPES, compared
+from cli.ablate.recipes import BASELINE, FILTERED, compared, recipes_of
 from cli.models.queued import evaluate_and_watch, find_or_start
 from cli.watch import watch_run, watch_shard
 from services.trainer.config import BeirFolder, EvaluationConfig, TrainingConfig
 from shared.budget import find_budget
 from shared.errors import NotDoneError
 from shared.labels import add_label_version
+from shared.progress import describe
 from shared.records import LabelPolicy
 from shared.runs import Run
 
@@ -31,15 +32,19 @@ def run_ablation(engine: Engine, run: Run, training: TrainingConfig, data: BeirF
         tokens_before = find_budget(connection, run.run_id).used_tokens
     of_base = EvaluationConfig(model=training.model_name_or_path, data=data)
     base = evaluate_and_watch(engine, of_base, "measuring the base")
-    policies = dict.fromkeys(recipe.policy for recipe in RECIPES)
-    by_policy = {policy: _label_version(engine, run, policy) for policy in policies}
-    versions = {recipe: by_policy[recipe.policy] for recipe in RECIPES}
     with engine.connect() as connection:
-        records = count_records(connection, run, set(versions.values()))
+        kinds = describe(connection, run)["queries_by_kind"]
+    recipes = recipes_of(run.config.labels.positive or "seed", sorted(kinds, key=lambda kind: (-kinds[kind], kind)))
+    policies = dict.fromkeys(recipe.policy for recipe in recipes)
+    by_policy = {policy: _label_version(engine, run, policy) for policy in policies}
+    versions = {recipe: by_policy[recipe.policy] for recipe in recipes}
+    with engine.connect() as connection:
+        of_all = {version for recipe, version in versions.items() if recipe.queries != FILTERED}
+        records = count_records(connection, run, of_all)
     started = {}
     for recipe, version in versions.items():
         with engine.begin() as connection:  # one after the other: they are trained in the order that they are shown in
-            asked = recipe.training(training)
+            asked = recipe.training(training, records)
             # reviews are of one labelling each: a recipe that has some would train on other queries than the next
             started[recipe] = find_or_start(connection, run, version, asked, output / recipe.name, reviewed=False)
     trained = {
@@ -47,7 +52,7 @@ def run_ablation(engine: Engine, run: Run, training: TrainingConfig, data: BeirF
         for recipe, training_run_id in started.items()
     }
     reports = {}
-    for recipe in RECIPES:
+    for recipe in recipes:
         if recipe != BASELINE:
             models = {"model": str(output / recipe.name), "baseline": str(output / BASELINE.name)}
             config = EvaluationConfig(**models, data=data)
@@ -61,9 +66,9 @@ def run_ablation(engine: Engine, run: Run, training: TrainingConfig, data: BeirF
         "records": records,
         "steps": {recipe.name: result["steps"] for recipe, result in trained.items()},
         "label_versions": {recipe.name: version for recipe, version in versions.items()},
-        "training": training.model_dump(mode="json", exclude={"hard_negatives", "interpolation"}),
+        "training": training.model_dump(mode="json", exclude={"hard_negatives", "interpolation", "loss", "mixture"}),
         "data": data.model_dump(mode="json"),
-        **compared(base, reports),
+        **compared(recipes, base, reports),
     }
 
 

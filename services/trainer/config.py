@@ -139,8 +139,8 @@ class TrainingConfig(BaseModel):
         None,
         ge=0,
         le=1,
-        description="share of the tuned weights in the exported ones, the rest is the base's; by default the one that "
-        "does best on records held out for it",
+        description="share of the tuned weights in the exported ones, the rest is the base's; by default the one up to "
+        "0.5 that does best on records held out for it",
     )
     kept_tokens: int | None = Field(
         None,

@@ -1,10 +1,11 @@
 """Development queries: a run's own records, held out, that choose how much of the tuned weights the model keeps.
 
-The exported weights are share · tuned + (1 − share) · base (WiSE-FT, arXiv 2109.01903), the share the one that finds
-the held-out records' positives best. A share of 0 is the base itself: the training did not help, and the card says so.
-Texts are read as far as the exported model reads them, within reason. The base is also measured as it is, with its own
-prompts and length, where the exported model has others: it is what its users have now. The queries are synthetic, as
-those trained on are: they tell when a training forgets, not whether its queries are like people's.
+The exported weights are share · tuned + (1 − share) · base (WiSE-FT, arXiv 2109.01903), the share the one of those up
+to MOST_KEPT that finds the held-out records' positives best. A share of 0 is the base itself: the training did not
+help, and the card says so. Texts are read as far as the exported model reads them, within reason. The base is also
+measured as it is, with its own prompts and length, where the exported model has others: it is what its users have now.
+The queries are synthetic, as those trained on are: they tell when a training forgets, not whether its queries are like
+people's.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ MOST_QUERIES = 200
 FEWEST_QUERIES = 20  # with fewer a share is chosen by chance: none are held out
 MOST_PASSAGES = 1000
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
+# Held-out queries are the teacher's, and speak for more of the training than people's queries do (docs/decisions.md):
+# half of it is kept at most, as in WiSE-FT where no other data can tell
+MOST_KEPT = 0.5
 
 
 def hold_out(source: RecordSource) -> tuple[list[Record], RecordSource]:
@@ -65,8 +69,9 @@ def choose_share(
 ) -> dict[str, Any]:
     """Leaves `model` with the best share of its tuned weights, and returns that share and each one's nDCG@10.
 
-    Of equal ones the largest: what was learnt is not given away for nothing. Where none is better than the base as it
-    is, `model` is that base, and "written" among what is returned holds what differs from `config`.
+    No share above MOST_KEPT is chosen; of equal ones the largest is: what was learnt is not given away for nothing.
+    Where none is better than the base as it is, `model` is that base, and "written" among what is returned holds what
+    differs from `config`.
 
     Args:
         model: the tuned one.
@@ -79,7 +84,7 @@ def choose_share(
     for share in SHARES:
         mix(model, tuned, base, share)
         found[share] = _ndcg_at_10(model, *texts, config, fixed)
-    best = max(SHARES, key=lambda share: (found[share], share))
+    best = max((share for share in SHARES if share <= MOST_KEPT), key=lambda share: (found[share], share))
     facts: dict[str, Any] = {
         "development_queries": len(held_out),
         "development_ndcg@10": {f"{share:g}": round(value, 4) for share, value in found.items()},

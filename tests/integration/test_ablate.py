@@ -1,6 +1,6 @@
-"""`fretwork ablate` on a real ledger: six trainings of a tiny model, from labels that no judge is asked for.
+"""`fretwork ablate` on a real ledger: ten trainings of a tiny model, from labels that no judge is asked for.
 
-The queues' workers are a thread of this process, so that torch is imported once and not by twelve children.
+The queues' workers are a thread of this process, so that torch is imported once and not by twenty children.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from sqlalchemy.pool import NullPool
 
 from cli.ablate.command import recipe_table
 from cli.ablate.job import count_records, run_ablation
-from cli.ablate.recipes import RECIPES
+from cli.ablate.recipes import recipes_of
 from cli.corpus.store import import_corpus
 from services.trainer import child
 from services.trainer.config import BeirFolder, TrainingConfig
 from shared import ledger
+from shared.counts import count
 from shared.errors import FretworkError, InvalidInputError, NotDoneError
 from shared.records import LLMConfig, RunConfig, query_id
 from shared.reviews import save_review
@@ -38,6 +39,7 @@ from tests.servers import until
 from tests.unit.tiny_model import DIM, WORDS, make_tiny_model
 
 PASSAGES, QUERIES = 24, 16
+RECIPES = recipes_of("p_1", ["title", "sentence"])
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def run(engine: Engine, beir: BeirFolder) -> Run:
         run = start_run(connection, "words", RunConfig(teacher="llm", num_candidates=5, llm=LLMConfig(model="gone")))
         connection.execute(update(shards).values(state="done"))
         ids = list(connection.execute(text("SELECT passage_id FROM passages ORDER BY source_id")).scalars())
-        made = []
+        made: list[dict[str, Any]] = []
         for seed in ids[:QUERIES]:
             candidates = [seed, *rng.sample([id_ for id_ in ids if id_ != seed], 4)]
             made.append(
@@ -86,7 +88,7 @@ def run(engine: Engine, beir: BeirFolder) -> Run:
                     "ordinal": 0,
                     "task_description": "search result",
                     "query_text": " ".join(rng.sample(WORDS, 3)),
-                    "provenance": {},
+                    "provenance": {"kind": "sentence" if len(made) % 3 == 0 else "title"},
                     "candidate_ids": candidates,
                     "candidate_scores": [0.9 - place / 10 for place in range(5)],
                     "ql_scores": [rng.uniform(-9, -1) for _ in candidates],
@@ -94,6 +96,8 @@ def run(engine: Engine, beir: BeirFolder) -> Run:
                 }
             )
         connection.execute(insert(queries), made)
+        for kind, number in Counter(row["provenance"]["kind"] for row in made).items():
+            count(connection, run.run_id, Stage.GENERATE, f"kind:{kind}", number)
         ledger.add_shards(connection, run.run_id, Stage.RELABEL, [[row["query_id"] for row in made]], parent=run.run_id)
     return run
 
@@ -172,17 +176,22 @@ def test_the_papers_table(engine: Engine, run: Run, beir: BeirFolder, training: 
         stored = connection.execute(select(label_versions)).all()
         trained = connection.execute(select(training_runs)).all()
         measured = connection.execute(select(evaluations)).all()
-    assert len({(row.policy["positive"], row.policy["negative"]) for row in stored}) == len(stored) == 4
-    assert Counter(row.config["hard_negatives"] for row in trained) == {True: 4, False: 2}
+    found = {(row.policy["positive"], row.policy["negative"], row.policy["round_trip"]) for row in stored}
+    assert len(found) == len(stored) == 5
+    assert Counter(row.config["hard_negatives"] for row in trained) == {True: 8, False: 2}
+    assert Counter(row.config["loss"] for row in trained) == {"contrastive": 6, "listwise": 1, "both": 3}
     assert {row.config["interpolation"] for row in trained} == {1.0}
     assert {row.result["examples"] for row in trained} == {QUERIES}
-    assert len(measured) == 1 + 5  # the base, and each but the first, which is the others' baseline
+    (of_a_kind,) = (row for row in trained if (row.config["mixture"] or {}).get("sources", [{}])[0].get("kinds"))
+    assert of_a_kind.config["mixture"]["sources"][0]["kinds"] == ["title"]
+    assert of_a_kind.result["records"] == 10
+    assert len(measured) == 1 + 9  # the base, and each but the first, which is the others' baseline
 
     weights = {(output / recipe.name / "model.safetensors").read_bytes() for recipe in RECIPES}
-    assert len(weights) == 6
+    assert len(weights) == 10
     assert result["dim"] == DIM
-    assert [(each["positive"], each["negative"]) for each in result["recipes"]] == [
-        (recipe.positive, recipe.negative) for recipe in RECIPES
+    assert [(each["positive"], each["negative"], each["loss"], each["queries"]) for each in result["recipes"]] == [
+        (recipe.positive, recipe.negative, recipe.loss, recipe.queries) for recipe in RECIPES
     ]
     first, *others = result["recipes"]
     assert first["delta"] is None
@@ -194,7 +203,7 @@ def test_the_papers_table(engine: Engine, run: Run, beir: BeirFolder, training: 
     with console.capture() as shown:
         console.print(recipe_table(result))
     lines = shown.get().splitlines()
-    assert len(lines) == 1 + 1 + 6
+    assert len(lines) == 1 + 1 + 10
     assert f"{others[-1]['figures']['ndcg@10']:.4f}" in lines[-1]
 
     # the same again is there already; another setting finds its places taken
