@@ -61,7 +61,7 @@ def measured(home: Path, banking77: Path, stsb: Path) -> list[dict[str, Any]]:
     sources.write_text(yaml.safe_dump(mixture(banking77, stsb, demo["counts"]["records"])))
     model = home / "mixed"
     label_version = "2" if demo["policy"]["chosen"] == "seed" else "1"
-    trained = ("--label-version", label_version, "--no-hard-negatives", "--matryoshka-dims", "256,128,64")
+    trained = ("--label-version", label_version, "--matryoshka-dims", "256,128,64")
     fretwork(home, "train", demo["run"]["name"], "--mixture", str(sources), "--output", str(model), *trained)
 
     def compared(baseline: str, *on: str) -> dict[str, Any]:

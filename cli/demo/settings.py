@@ -7,9 +7,10 @@ from shared.records import LabelPolicy, RunConfig
 
 
 def run_config(seed: int, base: str) -> RunConfig:
+    """Two queries a passage, for the corpus is small; the judge's labels, to be compared with the seed's."""
     return RunConfig(seed=seed, embedder=base, queries_per_passage=2, labels=LabelPolicy(positive="p_1"))
 
 
 def training_config(seed: int, base: str) -> TrainingConfig:
-    """Measured on development queries (docs/decisions.md): the offline judge's hard negatives did not help."""
-    return TrainingConfig(seed=seed, model_name_or_path=base, hard_negatives=False)
+    """As `fretwork train` without options."""
+    return TrainingConfig(seed=seed, model_name_or_path=base)

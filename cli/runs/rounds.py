@@ -30,7 +30,9 @@ def next_round(engine: Engine, corpus: str, run: Run, folder: Path) -> Run:
     with engine.begin() as connection:
         version = add_label_version(connection, run, LabelPolicy(positive="seed"))
     watch_run(engine, run.run_id, run.name)
-    training = TrainingConfig(model_name_or_path=run.config.embedder, hard_negatives=False, seed=run.config.seed)
+    training = TrainingConfig(
+        model_name_or_path=run.config.embedder, hard_negatives=False, loss="contrastive", seed=run.config.seed
+    )
     train_and_watch(engine, run, version, training, output, "training the next round's embedder")
     say(f"the next round retrieves with {output}")
     config = run.config.model_copy(update={"embedder": str(output), "follows": run.run_id})

@@ -7,8 +7,9 @@ prompts, if it has any, before plain text.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +35,8 @@ def embed_queries(embedder: str, queries: Sequence[TaskQuery]) -> Vectors:
         model = _model(embedder)
         own = own_prompts(model.prompts, model.default_prompt_name)
         if own.is_gecko:
-            return _encode(model, [format_query(q.task_description, q.query_text) for q in queries])
-        return _encode(model, [q.query_text for q in queries], own.query)
+            return _encode(model.encode_query, [format_query(q.task_description, q.query_text) for q in queries])
+        return _encode(model.encode_query, [q.query_text for q in queries], own.query)
 
 
 def embed_passages(embedder: str, passages: Sequence[Passage]) -> Vectors:
@@ -44,8 +45,8 @@ def embed_passages(embedder: str, passages: Sequence[Passage]) -> Vectors:
         model = _model(embedder)
         own = own_prompts(model.prompts, model.default_prompt_name)
         if own.is_gecko:
-            return _encode(model, [format_passage(p.title, p.text) for p in passages])
-        return _encode(model, [plain_passage(p.title, p.text) for p in passages], own.document)
+            return _encode(model.encode_document, [format_passage(p.title, p.text) for p in passages])
+        return _encode(model.encode_document, [plain_passage(p.title, p.text) for p in passages], own.document)
 
 
 def dimension(embedder: str) -> int:
@@ -55,9 +56,10 @@ def dimension(embedder: str) -> int:
     return found
 
 
-def _encode(model: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> Vectors:
-    # encode sorts by length itself; an empty prompt keeps a model's default prompt away from our formats
-    return model.encode(
+def _encode(encode: Callable[..., Any], texts: Sequence[str], prompt: str = "") -> Vectors:
+    """`encode`: the model's own for queries or for passages, which may be two encoders."""
+    # it sorts by length itself; an empty prompt keeps a model's default prompt away from our formats
+    vectors: Vectors = encode(
         list(texts),
         prompt=prompt,
         batch_size=32,
@@ -65,3 +67,4 @@ def _encode(model: SentenceTransformer, texts: Sequence[str], prompt: str = "") 
         show_progress_bar=False,
         convert_to_numpy=True,
     ).astype(np.float32)
+    return vectors
