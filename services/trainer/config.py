@@ -13,6 +13,7 @@ from shared.list_scores import JudgedBy
 from shared.models import WHEEL_MODEL
 
 USUAL_DIMS = (256, 128, 64)
+USUAL_WEIGHT = 0.25  # of the smaller ones, which begin on the principal axes and have less to learn
 
 Loss = Literal["contrastive", "listwise", "both"]
 ListLoss = Literal["kl", "margin-mse"]
@@ -110,7 +111,8 @@ class TrainingConfig(BaseModel):
     )
     matryoshka_weights: tuple[float, ...] | None = Field(
         None,
-        description="the loss's weight for each of matryoshka-dims: 0.5,0.3,0.2; each is 1 by default",
+        description="the loss's weight for each of matryoshka-dims, beside the full dimension's 1: 0.5,0.3,0.2; by "
+        "default each is 0.25",
     )
     train: Literal["both", "queries"] = Field(
         "both",
@@ -212,7 +214,7 @@ class TrainingConfig(BaseModel):
         dims = self.matryoshka_dims
         if dims is None:
             dims = tuple(dim for dim in USUAL_DIMS if dim < full_dim)
-        by_dim = {full_dim: 1.0, **dict(zip(dims, self.matryoshka_weights or (1.0,) * len(dims), strict=True))}
+        by_dim = {full_dim: 1.0, **dict(zip(dims, self.matryoshka_weights or (USUAL_WEIGHT,) * len(dims), strict=True))}
         return dict(sorted(by_dim.items(), reverse=True))
 
 
