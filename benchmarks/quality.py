@@ -5,6 +5,9 @@
     scifact_ndcg10_after       the same after training, the mean over the seeds
     scifact_128_vs_base_full   nDCG@10 of the trained model at 128 dimensions, less the base's at its full dimension
     cranfield_ndcg10_delta     the same as the next one, on every second of Cranfield's queries
+    list_cost_ratio            time of a training at the defaults (8 candidates a query) ÷ that of --loss contrastive
+    list_cost_ratio_20         the same at --list-length 20
+    query_cost_ratio           the same of --train queries
     demo_ndcg10_delta          nDCG@10 at the full dimension after training less before, the mean over the seeds
     banking77_accuracy_delta   accuracy after less before, of the models of SciFact's first seed, which saw none of it
     stsb_spearman_delta        Spearman's correlation, likewise
@@ -34,6 +37,7 @@ from shared.models import WHEEL_MODEL, resolve_model
 
 DIMS = (384, 256, 128, 64)
 FULL = str(DIMS[0])
+COST_PASSAGES = 600
 FACTS = ("records", "interpolation", "seconds", "development_ndcg@10", "principal_axes")
 
 
@@ -113,6 +117,31 @@ def scifact(home: Path, beir: Path, seeds: int, others: dict[str, tuple[str, ...
     return found
 
 
+def costs(home: Path) -> list[dict[str, Any]]:
+    """What lists cost a record, on a part of SciFact: the same records by each loss, in turns."""
+    sample = ("--set", f"num_seed_passages={COST_PASSAGES}")
+    run = fretwork(home, "run", "start", "--corpus", "scifact", "--wait", *sample).strip()
+    ways = {
+        "contrastive": ("--loss", "contrastive"),
+        "list_cost_ratio": (),
+        "list_cost_ratio_20": ("--list-length", "20"),
+        "query_cost_ratio": ("--train", "queries"),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(2):
+        for name, options in ways.items():
+            model = home / f"cost-{name}-{turn}"
+            fretwork(home, "train", run, "--output", str(model), "--interpolation", "1", *options)
+            seconds[name].append(json.loads((model / FACTS_FILE).read_text())["seconds"])
+    targets = {"list_cost_ratio": 2, "list_cost_ratio_20": 4, "query_cost_ratio": 1}
+    return [
+        figure(
+            name, "ratio", target, [of / than for of, than in zip(seconds[name], seconds["contrastive"], strict=True)]
+        )
+        for name, target in targets.items()
+    ]
+
+
 def gained(home: Path, name: str, beir: Path, seeds: int, target: float) -> list[dict[str, Any]]:
     reports = collection(home, name, beir, seeds)
     delta = mean(reports, "dims") - mean(reports, "baseline")
@@ -145,6 +174,7 @@ def main() -> None:
         home = Path(folder)
         if given.scifact:
             write(given.output, scifact(home, given.scifact.resolve(), given.seeds, others))
+            write(given.output, costs(home))
         if given.cranfield:
             half = every_second(given.cranfield.resolve(), home / "half")
             write(given.output, gained(home, "cranfield", half, given.seeds, 0.05))
