@@ -17,6 +17,9 @@ _TRUTH = """
     UNION ALL
     SELECT 'generate', 1, 'queries', count(*) FROM queries WHERE run_id = :id
     UNION ALL
+    SELECT 'generate', 1, 'kind:' || (provenance ->> 'kind'), count(*) FROM queries
+    WHERE run_id = :id AND jsonb_exists(provenance, 'kind') GROUP BY 3
+    UNION ALL
     SELECT 'generate', 1, 'seeds', count(DISTINCT seed_passage_id) FROM queries WHERE run_id = :id
     UNION ALL
     SELECT 'relabel', label_version, 'records', count(*) FROM fret_records WHERE run_id = :id GROUP BY 2
