@@ -27,7 +27,7 @@ NAMES = {
     "sampled": "random neighbour",
     "lowest": "pₙ, the last",
 }
-LISTS = {"listwise": "whole lists", "both": "lists, 0.1 × labels"}
+LISTS = {"listwise": "whole lists", "both": f"lists, {DEFAULTS.contrastive_weight:g} × labels"}
 
 
 def ablate(

@@ -14,6 +14,7 @@ from services.trainer.listwise import listwise_loss
 from services.trainer.loss import gecko_loss
 
 LossOfRows = Callable[[Tensor, slice], Tensor]
+_Part = Callable[[Tensor, Tensor, slice], Tensor]  # from the queries' embeddings (B, D) and the texts' (N, D)
 
 
 def batch_loss(
@@ -36,11 +37,12 @@ def batch_loss(
     listwise = _listwise(batch, place, config, weight_by_dim, device) if lists else None
 
     def loss_of(embeddings: Tensor, rows: slice) -> Tensor:
+        queries, texts = embeddings.tensor_split((len(batch),))
         loss = embeddings.new_zeros(())
         if listwise is not None:
-            loss = loss + listwise(embeddings, rows)
+            loss = loss + listwise(queries, texts, rows)
         if contrastive is not None:
-            loss = loss + weight * contrastive(embeddings, rows)
+            loss = loss + weight * contrastive(queries, texts, rows)
         return loss
 
     return loss_of
@@ -52,9 +54,7 @@ def _contrastive(
     config: TrainingConfig,
     weight_by_dim: Mapping[int, float],
     device: torch.device,
-) -> LossOfRows:
-    size = len(batch)
-
+) -> _Part:
     def tensor(numbers: Sequence[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.long, device=device)
 
@@ -66,8 +66,7 @@ def _contrastive(
     positive_ids = tensor(_numbered([example.positive_id for example in batch]))
     left_out = _near_positives(batch, config).to(device)
 
-    def loss_of(embeddings: Tensor, rows: slice) -> Tensor:
-        queries, texts = embeddings.tensor_split((size,))
+    def loss_of(queries: Tensor, texts: Tensor, rows: slice) -> Tensor:
         return gecko_loss(
             queries,
             texts[positives],
@@ -107,7 +106,7 @@ def _listwise(
     config: TrainingConfig,
     weight_by_dim: Mapping[int, float],
     device: torch.device,
-) -> LossOfRows:
+) -> _Part:
     size, width = len(batch), max(len(example.candidates) for example in batch)
     members = torch.full((size, width), -1)
     scores = torch.zeros(size, width)
@@ -116,8 +115,7 @@ def _listwise(
         scores[row, : len(example.list_scores)] = torch.tensor(example.list_scores)
     members, scores = members.to(device), scores.to(device)
 
-    def loss_of(embeddings: Tensor, rows: slice) -> Tensor:
-        queries, texts = embeddings.tensor_split((size,))
+    def loss_of(queries: Tensor, texts: Tensor, rows: slice) -> Tensor:
         return listwise_loss(
             queries,
             texts,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol, Self
 from uuid import UUID
 
@@ -12,6 +12,17 @@ from services.trainer.config import TrainingConfig
 from shared.masking import Span, mask, mask_titles
 from shared.records import Passage
 from shared.text_format import format_passage, format_query, plain_passage
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedList:
+    """All candidates of a query with what the ledger has of each, parallel; `decided`: a person chose the positive."""
+
+    passage_ids: tuple[UUID, ...] = ()
+    cosines: tuple[float, ...] = ()
+    ql_scores: tuple[float, ...] = ()
+    rc_scores: tuple[float, ...] = ()
+    decided: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,18 +36,7 @@ class Record:
     negatives: tuple[Passage, ...] = ()
     positive_span: Span | None = None
     negative_spans: tuple[Span | None, ...] = ()
-    judged: JudgedList = field(default_factory=lambda: JudgedList())
-
-
-@dataclass(frozen=True, slots=True)
-class JudgedList:
-    """All candidates of a query with what the ledger has of each, parallel; `decided`: a person chose the positive."""
-
-    passage_ids: tuple[UUID, ...] = ()
-    cosines: tuple[float, ...] = ()
-    ql_scores: tuple[float, ...] = ()
-    rc_scores: tuple[float, ...] = ()
-    decided: bool = False
+    judged: JudgedList = JudgedList()
 
 
 @dataclass(frozen=True, slots=True)

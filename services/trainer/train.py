@@ -200,7 +200,7 @@ def _interpolated(
     share = 1.0 if config.interpolation is None else config.interpolation
     if share == 1 and not held_out:
         return {}
-    base = load_model(config.model_name_or_path).cpu().state_dict()
+    base = copied(passages.model if passages else load_model(config.model_name_or_path))
     # what was not trained, the rotation, is the same on both sides
     base |= {name: weight.cpu() for name, weight in model.named_parameters() if not weight.requires_grad}
     if held_out:
