@@ -42,8 +42,8 @@ def add_label_version(connection: Connection, run: Run, policy: LabelPolicy) -> 
     """Labels the run's stored scores anew under another policy.
 
     What the policy leaves open is as it would be at the run's start. Returns the version that has this policy: an
-    existing one where the run was labelled so before. Raises SettingError where the run's candidates cannot fill it,
-    NotDoneError where the run is not done.
+    existing one where the run was labelled so before. Raises SettingError where the run's candidates cannot fill it or
+    it asks for what was not kept, NotDoneError where the run is not done.
     """
     try:
         policy = run.config.policy(policy)
@@ -56,6 +56,8 @@ def add_label_version(connection: Connection, run: Run, policy: LabelPolicy) -> 
             return version
     if state != "done":
         raise NotDoneError(f"run {run.name} is {state}: only a run that is done can be labelled anew")
+    if policy.min_token_log_prob is not None:
+        _check_tokens(connection, run)
     version = max(policies) + 1
     row = {"run_id": run.run_id, "label_version": version, "policy": policy.model_dump(mode="json")}
     connection.execute(insert(label_versions).values(row))
@@ -64,6 +66,26 @@ def add_label_version(connection: Connection, run: Run, policy: LabelPolicy) -> 
         text("UPDATE runs SET state = 'running', finished_at = NULL WHERE run_id = :run_id"), {"run_id": run.run_id}
     )
     return version
+
+
+def _check_tokens(connection: Connection, run: Run) -> None:
+    """Raises SettingError where no query's tokens were counted: the version would be one of drops alone.
+
+    Where some were, as in a run that follows such a one, the others are dropped and counted (`relabeler/select.py`).
+    """
+    counted = connection.execute(
+        text(
+            "SELECT bool_or(judge ->> 'query_tokens' IS NOT NULL) FROM queries "
+            "WHERE run_id = :run_id AND ql_scores IS NOT NULL"
+        ),
+        {"run_id": run.run_id},
+    ).scalar_one()
+    if counted is False:  # None where nothing was judged
+        raise SettingError(
+            f"run {run.name} cannot be labelled so: it was judged before a query's tokens were counted, which "
+            "min_token_log_prob divides by. Leave it out, or have all judged anew by `fretwork run start` without "
+            "--follow"
+        )
 
 
 def label_latecomers(connection: Connection, run: Run, judged: Claim) -> None:

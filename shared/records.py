@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 from uuid import UUID, uuid5
@@ -196,11 +197,11 @@ class RunConfig(BaseModel):
     num_seed_passages: int | None = Field(None, ge=1, description="generate from a sample of this size; all by default")
     queries_per_passage: int = Field(1, ge=1, le=20, description="task–query pairs written for each seed passage")
     query_kinds: dict[QueryKind, float] = Field(
-        {"sentence": 1.0, "title": 1.0, "keywords": 1.0},
+        {"sentence": 1, "title": 1, "keywords": 1},
         validate_default=True,
         description="the kinds of the offline teacher's queries, each with its share: the most informative sentences, "
         "the title, and the most informative words; what a query copies of its passage is taken out where that is "
-        "trained on",
+        'trained on. query_kinds.title=2 changes one share, query_kinds={"sentence":1} has sentences alone',
     )
     num_candidates: int = Field(20, ge=2, le=100, description="the paper's N")
     candidates: Literal["hybrid", "dense"] = Field(
@@ -228,9 +229,10 @@ class RunConfig(BaseModel):
     ) -> dict[QueryKind, float]:
         if info.data.get("teacher") == "llm" and query_kinds != cls.model_fields["query_kinds"].default:
             raise ValueError("the teacher llm writes its own queries: leave this out, or set teacher=offline")
-        if not query_kinds or any(share <= 0 for share in query_kinds.values()):
+        if not query_kinds or not all(0 < share < math.inf for share in query_kinds.values()):
             raise ValueError(
-                "name at least one kind of query, each with a share above 0; leave a kind out to have none of it"
+                "name at least one kind of query, each with a share above 0; leave a kind out to have none of it, as "
+                'in query_kinds={"sentence":1}'
             )
         # in one order, for the draw goes by it and PostgreSQL keeps another
         return {kind: float(query_kinds[kind]) for kind in get_args(QueryKind) if kind in query_kinds}

@@ -52,10 +52,10 @@ def find_run(connection: Connection, name_or_id: str | UUID) -> Run:
     row = connection.execute(query).mappings().one_or_none()
     if row is None:
         raise NotFoundError(f"there is no run {name_or_id!r}: `fretwork run list` shows the runs")
-    return Run(**{**row, "config": _stored(row["config"])})
+    return Run(**{**row, "config": as_stored(row["config"])})
 
 
-def _stored(config: dict[str, Any]) -> RunConfig:
+def as_stored(config: dict[str, Any]) -> RunConfig:
     """A run's configuration as the ledger has it, also of a run that was started by an earlier version."""
     values = {**_BEFORE, **({} if config.get("teacher") == "llm" else _BEFORE_OFFLINE), **config}
     if values.pop("titles_as_queries", False):  # then the title was the first query; its turn is one of chance now

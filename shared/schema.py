@@ -147,7 +147,8 @@ endpoints = Table(  # what all processes know together of an LLM server: its cir
 # How many of what a run has, exact in any snapshot as the sum of both tables: triggers (migration 0003) append a delta
 # for every change of shards, drops, queries and records, and the dispatcher adds the deltas up (shared/counts.py).
 # `what`: a shard's state (in items), drop:REASON, queries, seeds, records, moved (records whose positive is no seed),
-# and, written by the services themselves: judged (candidates), taken_over (judgements, and queries, of an earlier run).
+# and, written by the services themselves: judged (candidates), taken_over (judgements, and queries, of an earlier run),
+# kind:KIND (queries by what they are).
 counts = Table(
     "counts",
     metadata,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -38,14 +38,19 @@ def _described(group: type[BaseModel], prefix: str) -> list[str]:
         if isinstance(field.default, BaseModel):
             lines += _described(type(field.default), f"{prefix}{name}.")
         else:
-            default = "" if field.default in (None, "", {}) else f" (default {field.default})"
+            shown = field.default
+            if isinstance(shown, dict):
+                shown = json.dumps(shown, separators=(",", ":"))  # as --set takes it
+            default = "" if field.default in (None, "", {}) else f" (default {shown})"
             lines.append(f"{prefix}{name}{default}: {field.description}")
     return lines
 
 
 def parse_config(assignments: Sequence[str]) -> RunConfig:
-    """The settings of a run; `labels.positive=seed` reaches into a group. Raises SettingError."""
-    values = _parse(assignments)
+    """The settings of a run; `labels.positive=seed` reaches into a group, and so does `query_kinds.title=2`, which
+    leaves the other kinds as they are by default. Raises SettingError.
+    """
+    values = _parse(assignments, {"query_kinds": RunConfig.model_fields["query_kinds"].default})
     if isinstance(values.get("embedder"), str):
         values["embedder"] = as_given(values["embedder"])
     return _made(RunConfig, values, "start")
@@ -53,10 +58,11 @@ def parse_config(assignments: Sequence[str]) -> RunConfig:
 
 def parse_policy(assignments: Sequence[str]) -> LabelPolicy:
     """The settings of a labelling, which are those of a run behind `labels.`. Raises SettingError."""
-    return _made(LabelPolicy, _parse(assignments), "refuse")
+    return _made(LabelPolicy, _parse(assignments, {}), "refuse")
 
 
-def _parse(assignments: Sequence[str]) -> dict[str, Any]:
+def _parse(assignments: Sequence[str], defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The assignments as nested values. `defaults`: of groups whose model would not fill in the rest by itself."""
     values: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
@@ -69,7 +75,7 @@ def _parse(assignments: Sequence[str]) -> dict[str, Any]:
         *groups, last = key.split(".")
         target = values
         for group in groups:
-            target = target.setdefault(group, {})
+            target = target.setdefault(group, dict(defaults.get(group, {})))
             if not isinstance(target, dict):
                 raise SettingError(f"--set {key}: {group} was given a value of its own before")
         target[last] = parsed
@@ -81,5 +87,5 @@ def _made(kind: type[Settings], values: dict[str, Any], command: str) -> Setting
         return kind(**values)
     except ValidationError as error:
         place, said = first_problem(error)
-        where = ".".join(map(str, place))
+        where = ".".join(str(part) for part in place if part != "[key]")  # pydantic's, for a key that may not be
         raise SettingError(f"--set {where}: {said}. `fretwork run {command} --help` lists the settings") from None

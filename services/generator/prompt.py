@@ -67,14 +67,14 @@ def load_prompt(num_examples: int | None, task_sampling: Literal["free", "unifor
     head = "".join(f"{block}\n\n" for block in blocks)
     kind_of_task = {task["text"]: task["kind"] for task in content["task_descriptions"]}
     task_descriptions = tuple(kind_of_task) if task_sampling == "uniform" else ()
-    # whatever reaches the LLM, written out around placeholders
+    # whatever reaches the LLM, written out around placeholders, and the kinds where the draw goes by them
     sent = [
         head,
         passage_block("{title}", "{text}"),
         passage_block("", "{text}"),
         _tail("{task}") if task_descriptions else _tail(None),
         STOP,
-        task_descriptions,
+        [(kind_of_task[task], task) for task in task_descriptions],
     ]
     return Prompt(
         head=head,

@@ -38,5 +38,5 @@ def completed(item: StoredQuery, known: Known, fresh: Judged | Dropped | None, e
     judgements = {**known, **{each.passage_id: each for each in (fresh.judgements if fresh else ())}}
     of_candidates: Sequence[Judgement] = [judgements[passage_id] for passage_id in item.candidate_ids]
     taken = sum(passage_id in known for passage_id in item.candidate_ids)
-    by = fresh.by if fresh else {"query_tokens": of_candidates[0].query_tokens}
+    by = fresh.by if fresh else {"query_tokens": next((each.query_tokens for each in of_candidates), None)}
     return Judged(of_candidates, {**by, "taken_over": taken, "from_run": str(earlier_run)})

@@ -19,6 +19,7 @@ from services.relabeler.fuse import fuse
 from services.relabeler.prompt import prompts_of
 from services.relabeler.prompted import UNUSABLE_SCORES
 from shared import ledger, meter
+from shared.errors import SettingError
 from shared.labels import add_label_version
 from shared.llm.open import close as close_llm
 from shared.progress import conservation
@@ -227,6 +228,28 @@ def test_queries_that_are_not_trusted_are_left_out_with_their_reasons(engine: En
             left = len(records(connection, version))
         assert dict(map(tuple, reasons)) == {reason: 3 - left}
         assert left == (1 if policy.round_trip else 0)
+
+
+def test_a_run_that_counted_no_tokens_is_refused_what_divides_by_them(engine: Engine, run: Run) -> None:
+    policy = LabelPolicy(min_token_log_prob=-100)
+    with engine.connect() as connection:
+        relabel(connection)
+    with engine.begin() as connection:
+        assert ledger.finish_runs(connection) == [run.run_id]
+        connection.execute(text("UPDATE queries SET judge = judge - 'query_tokens'"))
+        with pytest.raises(SettingError, match=r"before a query's tokens were counted.* without --follow"):
+            add_label_version(connection, run, policy)
+        one = text("UPDATE queries SET judge = judge || '{\"query_tokens\": 4}' WHERE query_text = :asked")
+        connection.execute(one, {"asked": ASKED[0]})
+        version = add_label_version(connection, run, policy)
+    with engine.connect() as connection:
+        relabel(connection)
+        reasons = connection.execute(
+            text("SELECT reason FROM drops WHERE label_version = :version"), {"version": version}
+        ).scalars()
+        assert list(reasons) == ["query_tokens_unknown"] * 2
+        assert len(records(connection, version)) == 1
+        assert conservation(connection, run.run_id, version).holds
 
 
 def test_without_stored_scores_the_judge_is_asked(engine: Engine, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

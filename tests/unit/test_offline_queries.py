@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from itertools import chain
+from typing import Any
 from uuid import UUID, uuid5
 
 import pytest
@@ -11,11 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cli.runs.settings import parse_config, settings_help
 from services.generator.extractive import sentences
 from services.generator.offline import NOTHING_TO_ASK, TOO_SHORT, drawn, needed_terms, write_queries
 from services.generator.prompt import load_prompt
+from shared.errors import SettingError
 from shared.masking import verbatim_span
 from shared.records import Dropped, Passage, QueryKind, RunConfig, TaskQuery, query_id
+from shared.runs import as_stored
 from shared.terms import CorpusStatistics, passage_terms
 from tests.unit.test_extractive import ABSTRACT
 
@@ -167,11 +172,40 @@ def test_kinds_that_cannot_be_asked_for_are_refused() -> None:
     with pytest.raises(ValidationError, match="the teacher llm writes its own queries"):
         RunConfig(teacher="llm", query_kinds={"title": 1})
     assert RunConfig(teacher="llm").query_kinds
-    for kinds in ({}, {"title": 0}, {"title": -1}):
+    for kinds in ({}, {"title": 0}, {"title": -1}, {"title": math.nan}, {"title": math.inf}):
         with pytest.raises(ValidationError, match="at least one kind of query, each with a share above 0"):
             RunConfig.model_validate({"query_kinds": kinds})
     with pytest.raises(ValidationError):
         RunConfig.model_validate({"query_kinds": {"question": 1}})
+
+
+def test_kinds_are_set_one_by_one_or_all_together() -> None:
+    for assignments, wanted in (
+        (["query_kinds.title=2"], {"sentence": 1, "title": 2, "keywords": 1}),
+        (['query_kinds={"sentence":1}'], {"sentence": 1}),
+        (['query_kinds={"sentence":1}', "query_kinds.title=2"], {"sentence": 1, "title": 2}),
+        ([], {"sentence": 1, "title": 1, "keywords": 1}),
+    ):
+        assert parse_config(assignments).query_kinds == wanted
+    with pytest.raises(SettingError, match=r"--set query_kinds\.question: .*'keywords'"):
+        parse_config(["query_kinds.question=1"])
+    assert 'query_kinds (default {"sentence":1,"title":1,"keywords":1}): ' in settings_help(RunConfig, "Settings")
+
+
+@pytest.mark.parametrize(
+    ("stored", "kinds"),
+    [
+        ({}, {"sentence": 1}),
+        ({"teacher": "offline", "titles_as_queries": False}, {"sentence": 1}),
+        ({"titles_as_queries": True}, {"sentence": 1, "title": 1}),
+        ({"query_kinds": {"keywords": 1, "title": 3}}, {"title": 3, "keywords": 1}),
+        ({"teacher": "llm", "titles_as_queries": False}, RunConfig(teacher="llm").query_kinds),
+    ],
+)
+def test_a_run_of_before_is_read_as_what_it_was(stored: dict[str, Any], kinds: dict[str, float]) -> None:
+    config = as_stored(stored)
+    assert config.query_kinds == kinds
+    assert as_stored(config.model_dump(mode="json")) == config
 
 
 def test_an_llms_task_descriptions_are_drawn_uniformly_over_their_kinds() -> None:

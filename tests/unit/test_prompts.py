@@ -103,6 +103,16 @@ def test_another_hash_whenever_something_else_is_sent() -> None:
     assert load_prompt(None, "free").sha256 == ALL.sha256
 
 
+def test_another_hash_where_the_kinds_that_are_drawn_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [{**task, "kind": "any"} for task in CONTENT["task_descriptions"]]
+    monkeypatch.setattr(tomllib, "loads", lambda _: {**CONTENT, "task_descriptions": tasks})
+    load_prompt.cache_clear()
+    free, uniform = load_prompt(None, "free"), load_prompt(None, "uniform")
+    load_prompt.cache_clear()
+    assert uniform.sha256 != UNIFORM.sha256
+    assert free.sha256 == ALL.sha256, "nothing is drawn"
+
+
 def test_fixed_texts_are_as_long_as_any_prompt_without_a_passage() -> None:
     (fixed,) = fixed_texts(LLMConfig(num_examples=1, task_sampling="uniform"))
     prompt = load_prompt(1, "uniform")
