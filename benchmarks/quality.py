@@ -38,7 +38,7 @@ from shared.models import WHEEL_MODEL, resolve_model
 DIMS = (384, 256, 128, 64)
 FULL = str(DIMS[0])
 COST_PASSAGES = 600
-FACTS = ("records", "interpolation", "seconds", "development_ndcg@10", "principal_axes")
+FACTS = ("records", "interpolation", "seconds", "development_ndcg@10", "projection")
 
 
 def longer_base(folder: Path) -> str:

@@ -170,7 +170,7 @@ def theirs(
         train_dataset=Dataset.from_dict(
             dict(zip(("anchor", "positive", "negative"), map(list, zip(*triplets, strict=True)), strict=True))
         ),
-        loss=MatryoshkaLoss(model, kind(model, scale=1 / asked.temperature), matryoshka_dims=dims),
+        loss=MatryoshkaLoss(model, kind(model, scale=1 / asked.usual_temperature), matryoshka_dims=dims),
     )
     seconds: float = trainer.train().metrics["train_runtime"]
     return model.eval(), seconds
@@ -183,7 +183,7 @@ def loss(model: SentenceTransformer, triplets: Sequence[Triplet]) -> float:
         model.encode(list(column), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)
         for column in zip(*triplets, strict=True)
     )
-    scores = anchors @ torch.cat([positives, negatives]).T / TrainingConfig().temperature
+    scores = anchors @ torch.cat([positives, negatives]).T / TrainingConfig().usual_temperature
     return float(torch.nn.functional.cross_entropy(scores, torch.arange(len(anchors), device=scores.device)))
 
 

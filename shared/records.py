@@ -195,7 +195,13 @@ class RunConfig(BaseModel):
     llm: LLMConfig = Field(LLMConfig(), description="llm.temperature and so on: settings of the teacher `llm`")
     embedder: str = Field("all-MiniLM-L6-v2", description="SentenceTransformer folder, hub name or all-MiniLM-L6-v2")
     num_seed_passages: int | None = Field(None, ge=1, description="generate from a sample of this size; all by default")
-    queries_per_passage: int = Field(1, ge=1, le=20, description="task–query pairs written for each seed passage")
+    queries_per_passage: int = Field(
+        default_factory=lambda before: 1 if before.get("teacher") == "llm" else 3,
+        ge=1,
+        le=20,
+        description="task–query pairs written for each seed passage: by default 1 by an LLM, and 3 by the offline "
+        "teacher, whose queries cost nothing",
+    )
     query_kinds: dict[QueryKind, float] = Field(
         {"sentence": 1, "title": 1, "keywords": 1},
         validate_default=True,

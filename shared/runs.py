@@ -20,7 +20,7 @@ from shared.stages import Stage
 
 # what earlier runs had without saying so, where the default is another now
 _BEFORE: dict[str, Any] = {"candidates": "dense"}
-_BEFORE_OFFLINE: dict[str, Any] = {"query_kinds": {"sentence": 1}}
+_BEFORE_OFFLINE: dict[str, Any] = {"query_kinds": {"sentence": 1}, "queries_per_passage": 1}
 
 
 @dataclass(frozen=True, slots=True)

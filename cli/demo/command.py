@@ -32,11 +32,9 @@ def demo(
     report = write_reports(folder, outcome)
     typer.echo("")
     Console().print(comparison_table(outcome.evaluation))
-    policy, dev = report["policy"]["chosen"], report["policy"]["dev_ndcg@10"]
     typer.echo(
-        f"\nPositives: {report['positive_changed']:.1%} of the judge's favourites differ from the seed passage. "
-        f"On the development queries nDCG@10 is {dev['seed']:.4f} with the seed as the positive and "
-        f"{dev['p_1']:.4f} with the favourite (p_1): this model is trained with `{policy}`."
+        f"\nFor {report['positive_changed']:.1%} of the queries the judge prefers another passage to the one that they "
+        "were written from."
     )
     counts, reasons = report["counts"], report["reasons"]
     typer.echo(f"{counts['passages']:,} passages → {counts['queries']:,} queries → {counts['records']:,} records.")

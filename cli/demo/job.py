@@ -1,6 +1,7 @@
 """The demo's steps in order, through the same functions, queues and workers as a user's own corpus. Prints nothing.
 
-It writes to `folder`: `heldout/` (a BEIR folder) and `<run>/<policy>/`, the trained models.
+It writes to `folder`: `heldout/` (a BEIR folder) and `<run>/model/`, the trained model. What is trained is what `run
+start` and `train` do without options.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-from uuid import UUID
+from typing import Any
 
 from sqlalchemy import Engine, text
 
@@ -31,13 +31,10 @@ from shared.reading import SampleRecord, list_records
 from shared.records import LabelPolicy
 from shared.runs import Run, start_run
 
-Policy = Literal["seed", "p_1"]
-POLICIES: tuple[Policy, ...] = ("seed", "p_1")
-
 
 @dataclass
 class Outcome:
-    """What the demo found; `evaluation` is of the held-out test queries, `dev` of the development ones by policy."""
+    """What the demo found; `evaluation` is of the held-out test queries."""
 
     corpus: DemoCorpus
     run: Run
@@ -46,8 +43,6 @@ class Outcome:
     stages: list[StageProgress] = field(default_factory=list)
     sums: Conservation | None = None
     positive_changed: float = 0.0
-    dev: dict[Policy, float] = field(default_factory=dict)
-    policy: Policy = "seed"
     model_dir: Path = Path()
     evaluation: dict[str, Any] = field(default_factory=dict)
     samples: list[SampleRecord] = field(default_factory=list)
@@ -82,31 +77,24 @@ def run_demo(settings: Context, folder: Path, passages: int, seed: int, base: st
         with outcome.timed("run"):
             _watch(engine, run)
         _count(engine, outcome)
-        versions = {"p_1": 1}
-        with outcome.timed("relabel_as_seed"):
+        with outcome.timed("relabel_as_p_1"):  # nothing is trained on these: they show what the judge would have chosen
             with engine.begin() as connection:
-                versions["seed"] = add_label_version(connection, run, LabelPolicy(positive="seed"))
+                favourites = add_label_version(connection, run, LabelPolicy(positive="p_1"))
             _watch(engine, run)
-        models = {policy: folder / run.name / policy for policy in POLICIES}
-        trainings: dict[Policy, UUID] = {}
-        for policy in POLICIES:
-            with outcome.timed(f"train_{policy}"):
-                trainings[policy] = _train(engine, run, versions[policy], models[policy], seed, base)
-        with outcome.timed("evaluate_dev"):
-            for policy in POLICIES:
-                found = _evaluate(engine, heldout, "dev", models[policy], f"development queries, {policy}")
-                outcome.dev[policy] = found["dims"][max(found["dims"], key=int)]["ndcg@10"]
-        # of equals the simpler: the seed needs no judge
-        outcome.policy = "p_1" if outcome.dev["p_1"] > outcome.dev["seed"] else "seed"
-        outcome.model_dir = models[outcome.policy]
-        with outcome.timed("evaluate_test"):
-            outcome.evaluation = _evaluate(engine, heldout, "test", outcome.model_dir, "test queries", base)
+        outcome.positive_changed = _changed(engine, run, favourites)
+        outcome.model_dir = folder / run.name / "model"
+        with outcome.timed("train"):
+            training = train_and_watch(engine, run, 1, training_config(seed, base), outcome.model_dir, "training")
+        with outcome.timed("evaluate"):
+            outcome.evaluation = _evaluate(engine, heldout, outcome.model_dir, base)
         write_model_card(outcome.model_dir, outcome.evaluation)
         with engine.connect() as connection:
             outcome.samples = [
-                record for moved in (True, False) for record in list_records(connection, run, moved=moved, limit=10)
+                record
+                for moved in (True, False)
+                for record in list_records(connection, run, label_version=favourites, moved=moved, limit=10)
             ]
-            outcome.figures = read_figures(connection, run, versions[outcome.policy], trainings[outcome.policy])
+            outcome.figures = read_figures(connection, run, 1, training)
     return outcome
 
 
@@ -118,16 +106,9 @@ def _watch(engine: Engine, run: Run) -> None:
         )
 
 
-def _train(engine: Engine, run: Run, label_version: int, output_dir: Path, seed: int, base: str) -> UUID:
-    what = f"training with positives `{output_dir.name}`"
-    return train_and_watch(engine, run, label_version, training_config(seed, base), output_dir, what)
-
-
-def _evaluate(
-    engine: Engine, beir_dir: Path, split: str, model: Path, what: str, baseline: str | None = None
-) -> dict[str, Any]:
-    config = EvaluationConfig(model=str(model), baseline=baseline, data=BeirFolder(path=str(beir_dir), split=split))
-    return evaluate_and_watch(engine, config, f"measuring on the {what}")
+def _evaluate(engine: Engine, beir_dir: Path, model: Path, baseline: str) -> dict[str, Any]:
+    config = EvaluationConfig(model=str(model), baseline=baseline, data=BeirFolder(path=str(beir_dir)))
+    return evaluate_and_watch(engine, config, "measuring on the test queries")
 
 
 def _count(engine: Engine, outcome: Outcome) -> None:
@@ -135,15 +116,6 @@ def _count(engine: Engine, outcome: Outcome) -> None:
     with engine.connect() as connection:
         outcome.stages = stage_progress(connection, run_id)
         outcome.sums = conservation(connection, run_id)
-        outcome.positive_changed = float(
-            connection.execute(
-                text(
-                    "SELECT coalesce(avg(positive_changed::int), 0) FROM fret_records "
-                    "WHERE run_id = :run_id AND label_version = 1"
-                ),
-                {"run_id": run_id},
-            ).scalar_one()
-        )
         for stage, seconds in connection.execute(
             text(
                 "SELECT stage, extract(epoch FROM max(finished_at) - min(claimed_at)) FROM shards "
@@ -152,3 +124,13 @@ def _count(engine: Engine, outcome: Outcome) -> None:
             {"run_id": run_id},
         ):
             outcome.seconds[stage] = round(float(seconds), 1)
+
+
+def _changed(engine: Engine, run: Run, label_version: int) -> float:
+    share = text(
+        "SELECT coalesce(avg(positive_changed::int), 0) FROM fret_records "
+        "WHERE run_id = :run_id AND label_version = :label_version"
+    )
+    with engine.connect() as connection:
+        found = connection.execute(share, {"run_id": run.run_id, "label_version": label_version})
+        return float(found.scalar_one())

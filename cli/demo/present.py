@@ -63,7 +63,6 @@ def make_report(outcome: Outcome) -> dict[str, Any]:
         "reasons": {str(stage.stage): stage.reasons for stage in outcome.stages if stage.reasons},
         "conservation_holds": sums.holds,
         "positive_changed": outcome.positive_changed,
-        "policy": {"chosen": outcome.policy, "dev_ndcg@10": outcome.dev},
         "seed_ranks": figures.seed_ranks,
         "scores": {
             name: {"positive": _percentiles(of.positives), "negative": _percentiles(of.negatives)}

@@ -1,14 +1,14 @@
-"""What the demo sets differently from the defaults, and why. Chosen on development queries, never on the test ones."""
+"""The demo's settings: those of every command without options."""
 
 from __future__ import annotations
 
 from services.trainer.config import TrainingConfig
-from shared.records import LabelPolicy, RunConfig
+from shared.records import RunConfig
 
 
 def run_config(seed: int, base: str) -> RunConfig:
-    """Two queries a passage, for the corpus is small; the judge's labels, to be compared with the seed's."""
-    return RunConfig(seed=seed, embedder=base, queries_per_passage=2, labels=LabelPolicy(positive="p_1"))
+    """As `fretwork run start` without options, the teacher `offline`."""
+    return RunConfig(seed=seed, embedder=base)
 
 
 def training_config(seed: int, base: str) -> TrainingConfig:

@@ -64,7 +64,7 @@ def train(
     train_what: Annotated[
         Literal["both", "queries"], typer.Option("--train", help=described("train"))
     ] = DEFAULTS.train,
-    principal_axes: Annotated[bool, typer.Option(help=described("principal_axes"))] = DEFAULTS.principal_axes,
+    projection: Annotated[bool, typer.Option(help=described("projection"))] = DEFAULTS.projection,
     soft_mask_margin: Annotated[
         float | None, typer.Option(help=described("soft_mask_margin"))
     ] = DEFAULTS.soft_mask_margin,
@@ -108,7 +108,7 @@ def train(
         hard_negatives=hard_negatives,
         same_tower_negatives=same_tower_negatives,
         train=train_what,
-        principal_axes=principal_axes,
+        projection=projection,
         soft_mask_margin=soft_mask_margin,
         hardness=hardness,
         spread_out=spread_out,
@@ -160,7 +160,9 @@ def train(
             more = f"; {option} reads more, up to {most:,}" if most > read else ""
             say(f"about {facts[share]:.0%} of the {what} are longer than the {read:,} tokens that were read{more}")
     if "development_ndcg@10" in facts and facts["interpolation"] == 0:
-        say("the training did not help on the run's held-out queries: the folder holds the base's weights")
+        projected = facts.get("projection") and not facts.get("base_as_it_is")
+        what = "the base's encoder behind the fitted projection" if projected else "the base"
+        say(f"tuning the encoder did not help on the run's held-out queries: the folder holds {what}")
     typer.echo(output)
     say(f"next: fretwork evaluate {output} --beir DIR --baseline {model_name_or_path} --card")
 

@@ -19,7 +19,7 @@ ModelNameOrPath = Annotated[str, typer.Option(help=described("model_name_or_path
 LearningRate = Annotated[float, typer.Option(help=described("learning_rate"))]
 NumTrainEpochs = Annotated[int, typer.Option(help=described("num_train_epochs"))]
 BatchSize = Annotated[int, typer.Option(help=described("per_device_train_batch_size"))]
-Temperature = Annotated[float, typer.Option(help=described("temperature"))]
+Temperature = Annotated[float | None, typer.Option(help=described("temperature"))]
 MatryoshkaDims = Annotated[str | None, typer.Option(help=described("matryoshka_dims"))]
 QueryMaxLen = Annotated[int, typer.Option(help=described("query_max_len"))]
 PassageMaxLen = Annotated[int, typer.Option(help=described("passage_max_len"))]

@@ -41,7 +41,8 @@ def _described(group: type[BaseModel], prefix: str) -> list[str]:
             shown = field.default
             if isinstance(shown, dict):
                 shown = json.dumps(shown, separators=(",", ":"))  # as --set takes it
-            default = "" if field.default in (None, "", {}) else f" (default {shown})"
+            unsaid = field.default in (None, "", {}) or field.default_factory is not None  # the description says it
+            default = "" if unsaid else f" (default {shown})"
             lines.append(f"{prefix}{name}{default}: {field.description}")
     return lines
 

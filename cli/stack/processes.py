@@ -24,7 +24,8 @@ from pydantic import BaseModel, ConfigDict
 from shared.errors import FretworkError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-CLOCK_TOLERANCE_S = 1.0  # the system's idea of a start time moves a little when its clock is set
+START_TOLERANCE_S = 1.5  # the system's idea of when it booted may move by a second between two readings
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux alone has one
 TAIL_LINES = 15
 
 
@@ -54,27 +55,42 @@ class ChildSpec:
 
 
 class ProcessRecord(BaseModel):
-    """A process as it is remembered across a crash: a pid alone may by now be somebody else's."""
+    """A process as it is remembered across a crash: a pid alone may by now be somebody else's.
+
+    `start_time` is in seconds since the system booted, and `boot` says which time that was: a virtual machine that was
+    paused sets its clock by hours, and all times of day with it.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     pid: int
     start_time: float
+    boot: str = ""
     stop_signal: int = signal.SIGTERM
 
     @classmethod
     def of(cls, name: str, pid: int, stop_signal: int = signal.SIGTERM) -> ProcessRecord:
-        return cls(name=name, pid=pid, start_time=psutil.Process(pid).create_time(), stop_signal=stop_signal)
+        started = _since_boot(psutil.Process(pid))
+        return cls(name=name, pid=pid, start_time=started, boot=_boot(), stop_signal=stop_signal)
 
     def find(self) -> psutil.Process | None:
         """The process itself while it lives; None where it is gone and also where its pid is another's now."""
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.start_time) < CLOCK_TOLERANCE_S
+            same = self.boot == _boot() and abs(_since_boot(process) - self.start_time) < START_TOLERANCE_S
             return process if same and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.NoSuchProcess:
             return None
+
+
+def _since_boot(process: psutil.Process) -> float:
+    started: float = process.create_time()
+    return started - psutil.boot_time()  # either moves with the clock
+
+
+def _boot() -> str:
+    return BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,10 +148,12 @@ class Workers(BaseModel):
 
 
 class TrainingProgress(BaseModel):
-    """Empty at first; while a mixture is read, its source and rows, and then the last step."""
+    """Empty at first; while a mixture is read its source and rows, then the texts encoded, and then the last step."""
 
     source: str | None = Field(None, description="of the mixture, which is being read")
     rows: int | None = Field(None, description="of it, read so far")
+    done: int | None = Field(None, description="texts that were encoded for the projection so far")
+    total: int | None = Field(None, description="of so many")
     step: int | None = None
     total_steps: int | None = None
     loss: float | None = Field(None, description="of the batch of that step")

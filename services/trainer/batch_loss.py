@@ -23,18 +23,21 @@ def batch_loss(
     config: TrainingConfig,
     weight_by_dim: Mapping[int, float],
     device: torch.device,
+    temperature: float | Tensor | None = None,
 ) -> LossOfRows:
     """The loss of some of the batch's rows, from the embeddings (B + N, D): its queries', then its N other texts'.
 
     A batch without lists, as of a dataset that has none, is trained on contrastively whatever the configuration says.
 
     Args:
-        place: the number of each text that is a positive, a negative or a candidate, from 0 to N - 1.
+        place: of `numbered_texts`.
+        temperature: in place of the configuration's.
     """
+    temperature = config.usual_temperature if temperature is None else temperature
     lists = config.reads_lists and any(example.candidates for example in batch)
     weight = {"contrastive": 1.0, "listwise": 0.0, "both": config.contrastive_weight}[config.loss] if lists else 1.0
-    contrastive = _contrastive(batch, place, config, weight_by_dim, device) if weight else None
-    listwise = _listwise(batch, place, config, weight_by_dim, device) if lists else None
+    contrastive = _contrastive(batch, place, config, weight_by_dim, temperature, device) if weight else None
+    listwise = _listwise(batch, place, config, weight_by_dim, temperature, device) if lists else None
 
     def loss_of(embeddings: Tensor, rows: slice) -> Tensor:
         queries, texts = embeddings.tensor_split((len(batch),))
@@ -53,6 +56,7 @@ def _contrastive(
     place: Mapping[str, int],
     config: TrainingConfig,
     weight_by_dim: Mapping[int, float],
+    temperature: float | Tensor,
     device: torch.device,
 ) -> _Part:
     def tensor(numbers: Sequence[int]) -> Tensor:
@@ -75,7 +79,7 @@ def _contrastive(
             query_ids,
             positive_ids,
             positive_texts,
-            temperature=config.temperature,
+            temperature=temperature,
             weight_by_dim=weight_by_dim,
             in_batch_negatives=batch[0].in_batch_negatives,
             same_tower_negatives=batch[0].same_tower_negatives,
@@ -105,6 +109,7 @@ def _listwise(
     place: Mapping[str, int],
     config: TrainingConfig,
     weight_by_dim: Mapping[int, float],
+    temperature: float | Tensor,
     device: torch.device,
 ) -> _Part:
     size, width = len(batch), max(len(example.candidates) for example in batch)
@@ -122,13 +127,19 @@ def _listwise(
             members,
             scores,
             form=config.list_loss,
-            temperature=config.temperature,
+            temperature=temperature,
             teacher_temperature=config.teacher_temperature,
             weight_by_dim=weight_by_dim,
             rows=rows,
         )
 
     return loss_of
+
+
+def numbered_texts(batch: Sequence[Example]) -> dict[str, int]:
+    """Each text that is a positive, a negative or a candidate, once, with its number from 0 on."""
+    texts = (text for example in batch for text in (example.positive, *example.negatives, *example.candidates))
+    return {text: number for number, text in enumerate(dict.fromkeys(texts))}
 
 
 def _numbered(values: Sequence[str | UUID]) -> list[int]:

@@ -69,7 +69,8 @@ def main() -> int:
 
 def run_training(spec: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Trains as the spec says; progress is {"step", "total_steps", "loss", "examples_per_s", "eta_s"}, and before the
-    first step, while a mixture is read, {"source", "rows"}.
+    first step, while a mixture is read, {"source", "rows"}, and while texts are encoded for the projection {"done",
+    "total"}.
     """
     with together(spec, emit) as peers:
         return _train(spec, emit, peers)
@@ -87,6 +88,9 @@ def _train(spec: dict[str, Any], emit: Emit, peers: Peers) -> dict[str, Any]:
     def on_rows(name: str, rows: int) -> None:
         say({"source": name, "rows": rows})
 
+    def on_texts(done: int, total: int) -> None:
+        say({"done": done, "total": total})
+
     config = TrainingConfig(**spec["config"])
     try:
         return train(
@@ -97,6 +101,7 @@ def _train(spec: dict[str, Any], emit: Emit, peers: Peers) -> dict[str, Any]:
             about=spec.get("about"),
             on_progress=on_progress,
             on_rows=on_rows,
+            on_texts=on_texts,
             peers=peers,
         )
     except torch.OutOfMemoryError as error:  # where keeping less does not help by itself: the optimizer, the base

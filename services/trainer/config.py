@@ -13,6 +13,7 @@ from shared.list_scores import JudgedBy
 from shared.models import WHEEL_MODEL
 
 USUAL_DIMS = (256, 128, 64)
+USUAL_TEMPERATURE = 0.05
 USUAL_WEIGHT = 0.25  # of the smaller ones, which begin on the principal axes and have less to learn
 
 Loss = Literal["contrastive", "listwise", "both"]
@@ -48,7 +49,12 @@ class TrainingConfig(BaseModel):
     num_train_epochs: int = Field(1, ge=1, description="passes over the records")
     learning_rate: float = Field(5e-5, gt=0, description="the highest, after warm-up; it then falls linearly to 0")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises")
-    temperature: float = Field(0.05, gt=0, description="τ of the loss; sentence-transformers' `scale` is 1/temperature")
+    temperature: float | None = Field(
+        None,
+        gt=0,
+        description="τ of the loss; sentence-transformers' `scale` is 1/temperature. By default the one that suits the "
+        "base, found with the projection; 0.05 where there is none",
+    )
     loss: Loss = Field(
         "both",
         description="contrastive: Gecko's, each query's positive against all else in the batch; listwise: the "
@@ -61,7 +67,7 @@ class TrainingConfig(BaseModel):
         ge=2,
         le=100,
         description="candidates of each query that a step reads: the best, the last and some between. Queries that "
-        "share candidates come together, so that a step encodes half as many passages at most",
+        "share candidates come together, so that a step encodes two fifths as many passages at most",
     )
     list_loss: ListLoss = Field(
         "kl", description="kl: divergence from the teacher's distribution; margin-mse: error of its score differences"
@@ -119,10 +125,10 @@ class TrainingConfig(BaseModel):
         description="both: one encoder for queries and passages; queries: passages are encoded by the base as it is, "
         "so that an index of its vectors stays valid, and the queries' encoder is tuned to it",
     )
-    principal_axes: bool = Field(
+    projection: bool = Field(
         True,
-        description="turn the vectors onto the principal axes of the run's passages before training, which changes no "
-        "cosine of whole vectors and makes short ones better; the folder has a Dense module more",
+        description="fit a linear layer to the base's vectors of the run's queries and passages before the encoder is "
+        "tuned: on their principal axes, so that short vectors are better; the folder has a Dense module more",
     )
     query_max_len: int = Field(64, ge=4, description="tokens of a query, its prompt included; the rest is cut")
     passage_max_len: int = Field(
@@ -184,9 +190,14 @@ class TrainingConfig(BaseModel):
         return self
 
     @property
-    def turns_vectors(self) -> bool:
-        """Whether the vectors are put on principal axes: not those of an index that is to stay valid."""
-        return self.principal_axes and self.reads_records and self.train == "both"
+    def projects(self) -> bool:
+        """Whether a projection is fitted: to records alone, for datasets of a mixture may be of many kinds of texts."""
+        return self.projection and self.reads_records
+
+    @property
+    def usual_temperature(self) -> float:
+        """The temperature, where none was given and none is fitted the usual one."""
+        return USUAL_TEMPERATURE if self.temperature is None else self.temperature
 
     @model_validator(mode="after")
     def _dims_are_sound(self) -> Self:

@@ -1,11 +1,11 @@
 """Development queries: a run's own records, held out, that choose how much of the tuned weights the model keeps.
 
 The exported weights are share · tuned + (1 − share) · base (WiSE-FT, arXiv 2109.01903), the share the one of those up
-to MOST_KEPT that finds the held-out records' positives best. A share of 0 is the base itself: the training did not
-help, and the card says so. Texts are read as far as the exported model reads them, within reason. The base is also
-measured as it is, with its own prompts and length, where the exported model has others: it is what its users have now.
-The queries are synthetic, as those trained on are: they tell when a training forgets, not whether its queries are like
-people's.
+to MOST_KEPT that finds the held-out records' positives best. At a share of 0 the encoder is the base's, behind the
+projection: tuning it did not help, and the card says so. The base is also measured as it is, without the projection and
+with its own prompts and length: it is what its users have now. Texts are read as far as the exported model reads them,
+within reason. The queries are synthetic, as those trained on are: they tell when a training forgets, not whether its
+queries are like people's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -66,17 +67,19 @@ def choose_share(
     held_out: Sequence[Record],
     config: TrainingConfig,
     fixed: FixedPassages | None = None,
+    without_projection: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Leaves `model` with the best share of its tuned weights, and returns that share and each one's nDCG@10.
 
     No share above MOST_KEPT is chosen; of equal ones the largest is: what was learnt is not given away for nothing.
-    Where none is better than the base as it is, `model` is that base, and "written" among what is returned holds what
-    differs from `config`.
+    Where none is better than the base as it is, `model` is that base; "base_as_it_is" among what is returned says so,
+    and "written" holds what differs from `config`.
 
     Args:
         model: the tuned one.
-        base: its weights before, by name, on the CPU.
+        base: its weights before, by name, on the CPU; the projection's are the same.
         fixed: what encodes the passages, where the queries' encoder alone is tuned.
+        without_projection: what stands in its place in the base as it is.
     """
     tuned = copied(model)
     texts = search_task(held_out, config)
@@ -90,23 +93,28 @@ def choose_share(
         "development_ndcg@10": {f"{share:g}": round(value, 4) for share, value in found.items()},
     }
     as_it_is = _of_the_base(model, config)
-    if as_it_is:
-        mix(model, tuned, base, 0.0)
+    if as_it_is or (as_it_is is not None and without_projection):
+        mix(model, tuned, {**base, **without_projection}, 0.0)
         asked = config.model_copy(update=as_it_is)
         of_base = _ndcg_at_10(model, *search_task(held_out, asked), asked, fixed)
         facts["development_ndcg@10"]["base_as_it_is"] = round(of_base, 4)
         if (of_base, 0.0) >= (found[best], best):
-            return {"interpolation": 0.0, "written": as_it_is, **facts}
+            return {"interpolation": 0.0, "base_as_it_is": True, "written": as_it_is, **facts}
     mix(model, tuned, base, best)
     return {"interpolation": best, **facts}
 
 
-def _of_the_base(model: SentenceTransformer, config: TrainingConfig) -> dict[str, Any]:
-    """What of `config` is not as the base has it: the prompts, the length that its folder reads passages to."""
+def _of_the_base(model: SentenceTransformer, config: TrainingConfig) -> dict[str, Any] | None:
+    """What of `config` is not as the base has it: the prompts, the length that its folder reads passages to.
+
+    None where it cannot be measured as it is.
+    """
     own = of(model)
     differs: dict[str, Any] = {}
     same = config.prompts == Prompts.OWN or (config.prompts == Prompts.GECKO and own.is_gecko)
-    if not same and not leaves_prompts_out(model):
+    if not same:
+        if leaves_prompts_out(model):
+            return None
         differs["prompts"] = Prompts.OWN
     read = model.max_seq_length
     if read and exported_length(model, config) > read:

@@ -16,13 +16,13 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 
-from services.trainer.axes import rotation_of
 from services.trainer.classic_form import write_classic_form
 from services.trainer.config import Prompts, TrainingConfig
 from services.trainer.lengths import exported_length
 from services.trainer.lines_to_copy import QUERY_FOLDER
 from services.trainer.model_card import FACTS_FILE, write_model_card
 from services.trainer.onnx_file import write_onnx
+from services.trainer.projection import projection_of
 from services.trainer.prompts import exported_prompts
 from shared.durably import replace_durably
 
@@ -72,7 +72,7 @@ def export_model(
         "config": config.model_dump(mode="json"),
         "dims": sorted(dims, reverse=True),
         "plain_mean": _is_plain_mean(model),
-        "rotation": _rotation_file(model),
+        "projection_file": _projection_file(model),
         "classic_form": classic_form and not passages,
     }
     (unfinished / FACTS_FILE).write_bytes(orjson.dumps(stored, option=orjson.OPT_INDENT_2))
@@ -92,12 +92,12 @@ def _both(queries: SentenceTransformer, passages: SentenceTransformer) -> Senten
 
 
 def _is_plain_mean(model: SentenceTransformer) -> bool:
-    """Whether its vectors are the mean of the transformer's tokens, perhaps rotated, normalised, and nothing else."""
+    """Whether its vectors are the mean of the transformer's tokens, perhaps projected, normalised, and nothing else."""
     kinds = [type(module) for module in model]
-    rotated = [Dense] if rotation_of(model) is not None else []
-    return kinds[1:] == [Pooling, *rotated, Normalize] and model[1].pooling_mode == "mean"
+    projected = [Dense] if projection_of(model) is not None else []
+    return kinds[1:] == [Pooling, *projected, Normalize] and model[1].pooling_mode == "mean"
 
 
-def _rotation_file(model: SentenceTransformer) -> str | None:
-    """Where the folder has the rotation's weight, for whoever loads the transformer alone."""
-    return f"{len(model) - 2}_Dense/model.safetensors" if rotation_of(model) is not None else None
+def _projection_file(model: SentenceTransformer) -> str | None:
+    """Where the folder has the projection's weight, for whoever loads the transformer alone."""
+    return f"{len(model) - 2}_Dense/model.safetensors" if projection_of(model) is not None else None

@@ -33,20 +33,20 @@ nothing else: `SentenceTransformer("{FOLDER}/{QUERY_FOLDER}")`, or
 
 
 def use_of_one(
-    prompts: Mapping[str, str], dims: Sequence[int], plain_mean: bool, rotation: str | None, onnx: bool, versions: str
+    prompts: Mapping[str, str], dims: Sequence[int], plain_mean: bool, projection: str | None, onnx: bool, versions: str
 ) -> str:
     """Lines to copy, one loader after the other; tests run them as they stand."""
-    rotated = load_file = ""
-    if rotation is not None:
+    projected = load_file = ""
+    if projection is not None:
         load_file = "from safetensors.torch import load_file\n"
-        rotated = f'means = means @ load_file("{FOLDER}/{rotation}")["linear.weight"].T\n'
+        projected = f'means = means @ load_file("{FOLDER}/{projection}")["linear.weight"].T\n'
     query, passage = "how to open a file", "open(path) returns a file object."
     texts = [prompts["query"] + query, prompts["document"] + passage]
     # a quote would end the shell's string, and JSON has another way to write one
     asked = {"model": FOLDER, "input": texts, "dimensions": dims[0], "truncate_prompt_tokens": -1}
     body = json.dumps(asked).replace("'", "\\u0027")
     in_transformers = f"""
-In plain transformers, the mean over all tokens, prompt included{", rotated" if rotation else ""}:
+In plain transformers, the mean over all tokens, prompt included{", projected" if projection else ""}:
 
 ```python
 import torch
@@ -58,7 +58,7 @@ inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
 with torch.no_grad():
     tokens, mask = model(**inputs).last_hidden_state, inputs["attention_mask"].unsqueeze(2)
 means = (tokens * mask).sum(1) / mask.sum(1)
-{rotated}vectors = torch.nn.functional.normalize(means[:, :{dims[0]}], dim=1)  # {listed(dims)} dimensions
+{projected}vectors = torch.nn.functional.normalize(means[:, :{dims[0]}], dim=1)  # {listed(dims)} dimensions
 print(vectors[0] @ vectors[1])
 ```
 """

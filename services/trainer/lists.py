@@ -1,8 +1,8 @@
 """Which records come into a batch together, and which passages of their judged lists a step reads. Pure.
 
 A list of 20 passages for each query would be ten times what a contrastive batch encodes. So queries that share
-candidates come together, a passage is encoded once for all of them, and no more than half as many passages are read as
-the lists' lengths add up to. A query's list is all of its candidates that are read, whoever asked for them.
+candidates come together, a passage is encoded once for all of them, and no more than two fifths as many passages are
+read as the lists' lengths add up to. A query's list is all of its candidates that are read, whoever asked for them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from uuid import UUID
 
 T = TypeVar("T")
 
-SHARE_READ = 0.5  # passages a step encodes, as a share of queries × list length
+SHARE_READ = 0.4  # passages a step encodes, as a share of queries × list length
 
 
 def together(keys: Sequence[UUID], lists: Sequence[Sequence[UUID]], size: int) -> list[list[int]]:

@@ -32,7 +32,7 @@ def listwise_loss(
     scores: Tensor,
     *,
     form: ListLoss,
-    temperature: float,
+    temperature: float | Tensor,
     teacher_temperature: float,
     weight_by_dim: Mapping[int, float],
     rows: slice = slice(None),

@@ -35,7 +35,7 @@ def gecko_loss(
     positive_ids: Tensor,
     positive_texts: Tensor,
     *,
-    temperature: float,
+    temperature: float | Tensor,
     weight_by_dim: Mapping[int, float],
     in_batch_negatives: bool = True,
     same_tower_negatives: bool = True,

@@ -37,7 +37,7 @@ def render(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> st
     config, dims = dict(facts.pop("config")), facts.pop("dims")
     mixture, sources = config.pop("mixture", None), facts.pop("sources", {})
     plain_mean, prompts = facts.pop("plain_mean", False), facts.pop("prompts", {"query": "", "document": ""})
-    rotation = facts.pop("rotation", None)
+    projection = facts.pop("projection_file", None)
     versions = ANY_VERSION if facts.pop("classic_form", False) else "It takes sentence-transformers 6 or later."
     base = config["model_name_or_path"]
     passages_cut, queries_cut = (
@@ -50,7 +50,7 @@ def render(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> st
     if queries_alone:
         use = use_of_both(prompts, dims)
     else:
-        use = use_of_one(prompts, dims, plain_mean, rotation, config.get("onnx", False), versions)
+        use = use_of_one(prompts, dims, plain_mean, projection, config.get("onnx", False), versions)
     return f"""---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -169,21 +169,25 @@ def _development(facts: Mapping[str, Any], asked: float | None) -> str:
         )
         return f"\nNo record was held out ({why}), so nothing here says whether this model is better than its base.\n"
     on = f"On {facts['development_queries']} of the run's own queries, held out from training, nDCG@10 is"
-    of_base = max(found["0"], found.get("base_as_it_is", 0.0))
-    of_model = found[format(facts["interpolation"], "g")]
+    of_base, of_encoder = found.get("base_as_it_is", found["0"]), found["0"]
+    compared = f"{on} {of_base:.4f} with the base"
+    if facts.get("projection"):
+        compared += f", {of_encoder:.4f} with it behind the fitted projection"
     if facts["interpolation"] == 0:
-        read_otherwise = found["0"] > found.get("base_as_it_is", found["0"])
-        what = "has its base's weights, read as in the training" if read_otherwise else "is its base, unchanged"
-        if facts.get("principal_axes"):
-            what += ", with its vectors on their principal axes"
+        is_base = facts.get("base_as_it_is") or (of_encoder == of_base and not facts.get("projection"))
+        what = "is its base, unchanged" if is_base else "has its base's encoder, unchanged"
+        if facts.get("projection"):
+            what += ", on the principal axes of its vectors" if is_base else ", behind a projection fitted to the run"
+        elif not is_base:
+            what += ", which is read as in the training"
         return (
-            f"\n**This model {what}.** {on} {of_base:.4f} with the base's weights and "
-            f"{found['1']:.4f} with the tuned ones; no share of them did better than none.\n"
+            f"\n**This model {what}.** {compared} and {found['1']:.4f} with the tuned encoder; no share of its weights "
+            "did better than none.\n"
         )
+    share = facts["interpolation"]
     return (
-        f"\n{on} {of_base:.4f} with the base's weights and {of_model:.4f} with these, which are "
-        f"{facts['interpolation']:.0%} tuned.{_undecided(found)} "
-        "The queries are synthetic, like those of the training.\n"
+        f"\n{compared} and {found[format(share, 'g')]:.4f} with these weights, which are {share:.0%} tuned."
+        f"{_undecided(found)} The queries are synthetic, like those of the training.\n"
     )
 
 

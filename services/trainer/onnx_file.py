@@ -1,7 +1,7 @@
 """Writes the encoder once more as ONNX, to `onnx/model.onnx`: where the libraries look that run a folder without torch.
 
 The graph is the transformer, from token ids to token vectors; pooling is its reader's business, as in theirs. The
-rotation onto principal axes (`axes.py`) is in it: it may come before a mean as well as after.
+projection (`projection.py`) is in it: it may come before a mean as well as after.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense
 from torch import Tensor, nn
 
-from services.trainer.axes import rotation_of
+from services.trainer.projection import projection_of
 from shared.errors import SettingError
 
 ONNX_FILE = Path("onnx", "model.onnx")
@@ -47,7 +47,7 @@ def write_onnx(model: SentenceTransformer, folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of its exporter's inside
         torch.onnx.export(
-            _TokenVectors(transformer, rotation_of(model)).cpu().eval(),
+            _TokenVectors(transformer, projection_of(model)).cpu().eval(),
             args=(),
             f=str(file),
             kwargs={"inputs": inputs},
@@ -61,10 +61,10 @@ def write_onnx(model: SentenceTransformer, folder: Path) -> None:
 
 
 class _TokenVectors(nn.Module):
-    def __init__(self, transformer: nn.Module, rotation: Dense | None) -> None:
+    def __init__(self, transformer: nn.Module, projection: Dense | None) -> None:
         super().__init__()
         self.transformer = transformer
-        self.rotation = rotation.linear if rotation is not None else nn.Identity()
+        self.projection = projection.linear if projection is not None else nn.Identity()
 
     def forward(self, inputs: dict[str, Tensor]) -> Any:
-        return self.rotation(self.transformer(**inputs).last_hidden_state)
+        return self.projection(self.transformer(**inputs).last_hidden_state)

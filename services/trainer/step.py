@@ -9,7 +9,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from services.trainer.batch_loss import batch_loss
+from services.trainer.batch_loss import batch_loss, numbered_texts
 from services.trainer.config import TrainingConfig
 from services.trainer.encoder import CPU_CHUNK_TOKENS, tokenize
 from services.trainer.fixed_passages import FixedPassages
@@ -87,9 +87,7 @@ def add_gradient(
     symmetric = batch[0].symmetric  # both sides are written and cut alike
     before_targets = before.query if symmetric else before.document
     query_max_len = config.passage_max_len if symmetric else config.query_max_len
-    # each text once: a passage may be a candidate of many queries
-    everything = [text for example in batch for text in (example.positive, *example.negatives, *example.candidates)]
-    place = {text: index for index, text in enumerate(dict.fromkeys(everything))}
+    place = numbered_texts(batch)  # each once: a passage may be a candidate of many queries
     targets = list(place)
     share, share_of_targets = peers.share_of(size), peers.share_of(len(targets))
     my_queries = [before.query + batch[row].query for row in share]

@@ -24,7 +24,6 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch.optim.swa_utils import AveragedModel
 
-from services.trainer.axes import put_on_axes
 from services.trainer.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from services.trainer.config import TrainingConfig
 from services.trainer.data import OnRows, open_data
@@ -33,9 +32,12 @@ from services.trainer.encoder import encode, load_model, ready_for_training, tok
 from services.trainer.export import export_model
 from services.trainer.fixed_passages import FixedPassages
 from services.trainer.fret_records import Position, Record, RecordSource
+from services.trainer.learning_rate import learning_rate_share
 from services.trainer.lengths import check_lengths, longest_input, shares_cut
 from services.trainer.onnx_file import check_can_write_onnx
 from services.trainer.peers import ALONE, Peers
+from services.trainer.projection import Projection, add_projection
+from services.trainer.projection_fit import OnTexts
 from services.trainer.prompts import resolved
 from services.trainer.step import add_gradient_that_fits
 from shared.errors import SettingError
@@ -76,6 +78,7 @@ def train(
     about: Mapping[str, str | int | float] | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_rows: OnRows = lambda *_: None,
+    on_texts: OnTexts = lambda *_: None,
     peers: Peers = ALONE,
 ) -> dict[str, Any]:
     """Trains, writes checkpoints and `work_dir/model`, and returns what there is to say about it, JSON-able.
@@ -85,6 +88,7 @@ def train(
     Args:
         resume_from: folders of earlier attempts; the newest complete checkpoint in them or in `work_dir` goes on.
         on_rows: is told, before the first step, of which source of a mixture how many rows are read.
+        on_texts: is told, before the first step, how many texts of how many are encoded for the projection.
         about: what the caller knows of the data for the model card, such as the run's name and the teacher.
 
     Raises SettingError for a base model, length or dimension that cannot work, NotFoundError without any record and
@@ -112,7 +116,9 @@ def train(
     with peers.first_alone():
         whole = config.model_copy(update={"per_device_train_batch_size": batch_size})
         data = open_data(whole, source, work_dir, resume_from, on_rows)
-    turned = config.turns_vectors and put_on_axes(model, source, config, peers)
+    projection = Projection(config.usual_temperature, {})
+    if config.projects:
+        projection = add_projection(model, source, config, weight_by_dim, peers, passages, on_texts)
     total_steps, whole_batch = data.total_steps, min(batch_size, source.count() or batch_size)
     # without weight decay, as in sentence-transformers' defaults: it would pull a tuned base towards 0
     tuned = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -122,7 +128,7 @@ def train(
 
     started = saved = time.monotonic()
     save_after_s = config.checkpoint_every_s
-    before, fitting = state, config
+    before, fitting = state, config.model_copy(update={"temperature": projection.temperature})
     for batch, following in data.batches(state.position):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_share(state.step, total_steps, config.warmup_ratio)
@@ -133,7 +139,7 @@ def train(
             raise SettingError(
                 f"the training diverged in step {state.step + 1}: its loss is {value:g}, its gradient's norm {norm:g}; "
                 f"lower --learning-rate, which is {config.learning_rate:g}, or raise --temperature, which is "
-                f"{config.temperature:g}"
+                f"{projection.temperature:g}"
             )
         optimizer.step()
         # the last step at least: a share of few steps may be less than one
@@ -173,7 +179,8 @@ def train(
         "first_loss": state.first_loss,
         "last_loss": state.last_loss,
         "seconds": round(state.seconds, 1),
-        **({"principal_axes": turned} if config.turns_vectors else {}),
+        "temperature": round(projection.temperature, 4),
+        **({"projection": bool(projection.without)} if config.projects else {}),
         **(about or {}),
     }
     if averaged is not None:
@@ -183,7 +190,7 @@ def train(
     model_dir = work_dir / "model"
     if peers.rank == 0:  # alone: the host's memory has to hold the weights twice more for it
         facts |= {"longest_input": longest_input(model), **shares_cut(model, source, config)}
-        facts |= _interpolated(model, fitting, held_out, passages)
+        facts |= _interpolated(model, fitting, held_out, passages, projection)
         dims = tuple(weight_by_dim)
         written = config.model_copy(update={"matryoshka_dims": dims[1:], **facts.pop("written", {})})
         export_model(model, written, facts, dims=dims, target=model_dir, passages=passages.model if passages else None)
@@ -195,26 +202,19 @@ def _interpolated(
     config: TrainingConfig,
     held_out: Sequence[Record],
     passages: FixedPassages | None,
+    projection: Projection,
 ) -> dict[str, Any]:
     """Moves the weights towards the base's as configured, or as far as the held-out records say; what was done."""
     share = 1.0 if config.interpolation is None else config.interpolation
     if share == 1 and not held_out:
         return {}
     base = copied(passages.model if passages else load_model(config.model_name_or_path))
-    # what was not trained, the rotation, is the same on both sides
+    # what was not trained, the projection, is the same on both sides
     base |= {name: weight.cpu() for name, weight in model.named_parameters() if not weight.requires_grad}
     if held_out:
-        return choose_share(model, base, held_out, config, passages)
+        return choose_share(model, base, held_out, config, passages, projection.without)
     mix(model, copied(model), base, share)
     return {"interpolation": share}
-
-
-def learning_rate_share(step: int, total_steps: int, warmup_ratio: float) -> float:
-    """The share of the full learning rate at a step, counted from 0: up to 1 in the warm-up, then down towards 0."""
-    warmup_steps = round(warmup_ratio * total_steps)
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    return max(total_steps - step, 1) / max(total_steps - warmup_steps, 1)
 
 
 def _checked_dims(config: TrainingConfig, model: SentenceTransformer) -> dict[int, float]:

@@ -126,6 +126,15 @@ def test_a_second_supervisor_is_refused_and_told_of_the_first(home: Path) -> Non
         assert first.poll() is None
 
 
+def test_a_process_is_known_after_the_clock_was_set_and_not_after_a_reboot(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = ProcessRecord.of("ours", os.getpid())
+    created, booted = psutil.Process.create_time, psutil.boot_time()
+    monkeypatch.setattr(psutil, "boot_time", lambda: booted + 7200)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: created(process) + 7200)
+    assert ours.find() is not None
+    assert ours.model_copy(update={"boot": "another"}).find() is None
+
+
 def test_up_ends_its_own_orphans_and_nobody_elses(home: Path) -> None:
     with subprocess.Popen(["sleep", "1000"]) as orphan, subprocess.Popen(["sleep", "1000"]) as stranger:
         try:

@@ -50,14 +50,14 @@ def read(lists: Sequence[Sequence[UUID]], length: int) -> list[UUID]:
     return list(passages_read(lists, scores, [members[1] for members in lists], length, random.Random(0)))  # noqa: S311
 
 
-def test_no_more_is_read_than_half_of_what_the_lists_ask_for() -> None:
+def test_no_more_is_read_than_two_fifths_of_what_the_lists_ask_for() -> None:
     lists = [[id_of((n, member)) for member in range(20)] for n in range(6)]
     found = read(lists, 8)
-    assert len(set(found)) == len(found) == 24
+    assert len(set(found)) == len(found) == 19
     assert found[:6] == [members[1] for members in lists]  # every positive
     for members in lists:
         places = {members.index(each) for each in found if each in members}
-        assert len(places) == 4
+        assert 3 <= len(places) <= 4
         assert {0, 1, 19} <= places  # the best, the positive, the last
 
 

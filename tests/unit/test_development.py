@@ -125,7 +125,7 @@ def test_a_training_that_harms_hands_over_its_base_and_says_so(base: str, tmp_pa
     assert scores["1"] < scores["0"]
     assert facts["records"] == 9 * FEWEST_QUERIES
     handed, before = (load_model(path).state_dict() for path in (facts["model_dir"], base))
-    # and the rotation onto principal axes
+    # and the projection
     assert all(torch.equal(handed[name], weight) for name, weight in before.items() if weight.is_floating_point())
     assert "This model is its base, unchanged" in (Path(facts["model_dir"]) / "README.md").read_text()
 
@@ -142,7 +142,7 @@ def test_the_card_says_what_the_held_out_queries_found() -> None:
     card = render(facts, None)
     assert "No record was held out" not in card
     assert "On 40 of the run's own queries" in card
-    assert "0.6500 with the base's weights and 0.7000 with these, which are 50% tuned" in card
+    assert "0.6500 with the base and 0.7000 with these weights, which are 50% tuned" in card
     assert "do not tell" not in card
     alike = facts | {"interpolation": 1.0, "development_ndcg@10": {"1": 0.97, "0.5": 0.97, "0": 0.97}}
     assert "All shares of the tuned weights do alike there, so they do not tell" in render(alike, None)
@@ -192,10 +192,10 @@ def test_a_base_that_is_better_with_its_own_prompts_is_handed_over_with_them(bas
     handed = load_model(facts["model_dir"])
     assert handed.prompts == {"query": "", "document": ""}
     before = load_model(base).state_dict()
-    after = handed.state_dict()  # and the rotation onto principal axes
+    after = handed.state_dict()  # and the projection
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
     card = (Path(facts["model_dir"]) / "README.md").read_text()
-    assert f"{scores['base_as_it_is']:.4f} with the base's weights" in card
+    assert f"{scores['base_as_it_is']:.4f} with the base" in card
 
 
 def test_a_base_that_is_better_as_far_as_its_folder_reads_is_handed_over_so(base: str, tmp_path: Path) -> None:

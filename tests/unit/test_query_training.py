@@ -75,7 +75,7 @@ def test_the_folder_has_the_tuned_encoder_for_queries_and_the_base_for_passages(
     alone = SentenceTransformer(str(tmp_path / "model" / "query"))
     assert alone.encode(TEXTS) == pytest.approx(both.encode_query(TEXTS), abs=1e-6)
     modules = json.loads((tmp_path / "model" / "query" / "modules.json").read_text())
-    assert [module["type"].rsplit(".")[-1] for module in modules] == ["Transformer", "Pooling", "Normalize"]
+    assert [module["type"].rsplit(".")[-1] for module in modules] == ["Transformer", "Pooling", "Dense", "Normalize"]
     found = run_lines(lines_to_copy(tmp_path / "model", "SentenceTransformer", dim=16))
     assert found["queries"].shape == (1, 16)
     assert f"**It is for an index of\n`{base}`'s vectors**" in (tmp_path / "model" / "README.md").read_text()

@@ -367,7 +367,7 @@ def test_the_positive_is_the_teachers_unless_it_is_named() -> None:
 def test_a_setting_that_came_later_leaves_the_hashes_of_before_as_they_were() -> None:
     """Query ids are made of them, and with them the order that training goes in."""
     of_before = "3ec9d75ed321c0bffac363f2f1a48b7af0bfc0b54afe38ce0e6d7afee55bb566"
-    before = {"candidates": "dense", "query_kinds": {"sentence": 1}}
+    before = {"candidates": "dense", "query_kinds": {"sentence": 1}, "queries_per_passage": 1}
     assert RunConfig.model_validate(before).sha256() == of_before
     assert RunConfig.model_validate({**before, "labels": LabelPolicy(fusion="ql")}).sha256() != of_before
     assert RunConfig(candidates="dense").sha256() != of_before

@@ -20,9 +20,10 @@ from services.trainer.checkpoint import newest_checkpoint
 from services.trainer.config import TrainingConfig
 from services.trainer.encoder import chunk_by_length, encode, load_model, ready_for_training, tokenize
 from services.trainer.fret_records import Record
+from services.trainer.learning_rate import learning_rate_share
 from services.trainer.lengths import longest_input, shares_cut
 from services.trainer.mixture_config import FretSource, Mixture
-from services.trainer.train import Progress, learning_rate_share, train
+from services.trainer.train import Progress, train
 from shared.errors import NotFoundError, SettingError
 from shared.records import NAMESPACE, Passage
 from tests.records_in_memory import Records
@@ -217,7 +218,7 @@ def test_interpolates_with_the_base(base: str, tmp_path: Path, share: float) -> 
     start, tuned, between = (
         load_model(path).state_dict() for path in (base, str(tmp_path / "tuned/model"), str(tmp_path / "between/model"))
     )
-    start["2.linear.weight"] = tuned["2.linear.weight"]  # the rotation onto principal axes
+    start["2.linear.weight"] = tuned["2.linear.weight"]  # the projection
     for name, weight in between.items():
         assert torch.allclose(weight, share * tuned[name] + (1 - share) * start[name], atol=1e-6)
     assert any(not torch.allclose(tuned[name], start[name], atol=1e-4) for name in start)
