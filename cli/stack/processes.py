@@ -85,8 +85,7 @@ class ProcessRecord(BaseModel):
 
 
 def _since_boot(process: psutil.Process) -> float:
-    started: float = process.create_time()
-    return started - psutil.boot_time()  # either moves with the clock
+    return float(process.create_time() - psutil.boot_time())  # either moves with the clock
 
 
 def _boot() -> str:

@@ -41,7 +41,7 @@ def filled_ledger(database_url: str, folder: Path, count: int) -> Iterator[Ledge
     corpus.write_text("".join(json.dumps({"_id": i, "title": t, "text": x}) + "\n" for i, t, x in PASSAGES))
     import_corpus(engine, "twelve", corpus)
     with engine.begin() as connection:
-        run = start_run(connection, "twelve", RunConfig(num_candidates=5))
+        run = start_run(connection, "twelve", RunConfig(num_candidates=5, queries_per_passage=1))
         made = [_record(run, number) for number in range(count)]
         connection.execute(insert(queries), [query for query, _, _ in made])
         connection.execute(insert(fret_records), [record for _, record, _ in made])

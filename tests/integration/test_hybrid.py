@@ -46,7 +46,7 @@ def engine(database_url: str, broker_url: str, tmp_path: Path) -> Iterator[Engin
 
 def started(engine: Engine, candidates: Literal["hybrid", "dense"], follows: UUID | None = None) -> Run:
     with engine.begin() as connection:
-        config = RunConfig(num_candidates=4, candidates=candidates, follows=follows)
+        config = RunConfig(num_candidates=4, candidates=candidates, follows=follows, queries_per_passage=1)
         return start_run(connection, "texts", config)
 
 
