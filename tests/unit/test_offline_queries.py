@@ -224,3 +224,10 @@ def test_a_task_that_the_llm_worded_itself_is_of_another_kind() -> None:
     prompt = load_prompt(None, "free")
     assert prompt.kind_of("given a query,  find a passage that has the answer to the query.") == "question answering"
     assert prompt.kind_of("Given a recipe, find a wine") == "other"
+
+
+def test_queries_that_cost_nothing_are_three_a_passage() -> None:
+    assert RunConfig().queries_per_passage == 3
+    assert RunConfig(teacher="llm").queries_per_passage == 1
+    assert RunConfig(teacher="llm", queries_per_passage=2).queries_per_passage == 2
+    assert as_stored({}).queries_per_passage == 1  # as runs of before had it
