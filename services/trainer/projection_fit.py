@@ -23,6 +23,7 @@ from services.trainer.encoder import encode, tokenize
 from services.trainer.fixed_passages import FixedPassages
 from services.trainer.fret_records import Example, Position, RecordSource
 from services.trainer.learning_rate import learning_rate_share
+from services.trainer.lengths import measured_length
 from services.trainer.prompts import put_before
 
 QUERIES = 256  # a step's
@@ -60,7 +61,10 @@ def read_batches(source: RecordSource, config: TrainingConfig) -> tuple[list[lis
 def encoded(
     model: SentenceTransformer, texts: Texts, config: TrainingConfig, fixed: FixedPassages | None, on_texts: OnTexts
 ) -> tuple[Tensor, Tensor]:
-    """The vectors of the queries (Q, D) and of the passages (P, D), on the model's device."""
+    """The vectors of the queries (Q, D) and of the passages (P, D), on the model's device.
+
+    Passages are read as far as the exported model reads them, within reason: that costs no gradients here.
+    """
     before, total, done = put_before(model, config), len(texts.queries) + len(texts.passages), 0
 
     def vectors(written: Sequence[str], encode_some: Callable[[Sequence[str]], Tensor]) -> Tensor:
@@ -76,7 +80,7 @@ def encoded(
         return lambda some: encode(model, tokenize(model, some, max_len))
 
     queries = vectors([before.query + text for text in texts.queries], by_model(config.query_max_len))
-    by = fixed.vectors if fixed else by_model(config.passage_max_len)
+    by = fixed.vectors if fixed else by_model(measured_length(model, config))
     return queries, vectors([before.document + text for text in texts.passages], by)
 
 
