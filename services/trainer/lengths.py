@@ -45,7 +45,7 @@ def exported_length(model: SentenceTransformer, config: TrainingConfig) -> int:
 
 
 def measured_length(model: SentenceTransformer, config: TrainingConfig) -> int:
-    """How far texts are read where none is trained on: as the exported model reads, within MEASURED or what was trained.
+    """How far texts are read that are not trained on: as the exported model reads, within MEASURED or what was trained.
 
     A base may read whole books, and that many passages so long would take hours on a processor.
     """
